@@ -1,0 +1,51 @@
+# `make help` lists the targets. Needs Python 3.11+, Java 17+ and Maven; everything else is installed into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install demo dev test unit lint format schemas bench chaos clean
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed ## create .venv with everything a developer needs
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Towline needs Python 3.11 or newer: make install PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+demo: install ## all seven patterns through real Kafka, then stop
+	$(BIN)/towline demo
+
+dev: install ## keep the local stack up (APP=module:attr)
+	$(BIN)/towline dev $(if $(APP),--app $(APP))
+
+test: install ## all tests
+	$(BIN)/python -m pytest tests
+
+unit: install ## tests that need no service
+	$(BIN)/python -m pytest tests/unit
+
+lint: install ## ruff, pyright strict, import rules, generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m towline.contracts.schemas --check
+
+format: install ## format and mend what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+schemas: install ## write contracts/schemas, contracts/asyncapi.yaml from the models
+	$(BIN)/python -m towline.contracts.schemas
+
+bench: install ## the short benchmarks
+	$(BIN)/python benchmarks/run.py --short
+
+chaos: install ## the long chaos test: make chaos MINUTES=30
+	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),30)
+
+clean: ## remove what was built
+	rm -rf $(VENV) dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The wire contract: events, codec, topics, client. Knows no service."""
