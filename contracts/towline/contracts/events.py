@@ -1,0 +1,329 @@
+"""The events of the wire contract, version 1 (docs/wire-contract.md).
+
+Each model is the *data* of one event type; what travels around it (id, source, time, trace context)
+is `Event`. Models are strict: a string is never taken for a boolean, nor a number for a string.
+Unknown fields are ignored, so that a later minor version can add optional ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, ClassVar, Final, Generic, Literal, TypeAlias
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from typing_extensions import TypeVar
+
+RUN_ID_PATTERN: Final = r"^[A-Za-z0-9._:\-]{1,128}$"
+"""What a run id may be; it is also the orchestration's instance id and part of Redis keys."""
+
+RunId: TypeAlias = Annotated[str, StringConstraints(pattern=RUN_ID_PATTERN)]
+Name: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Tags: TypeAlias = dict[str, str]
+
+TopicName: TypeAlias = Literal["runs", "approvals", "events", "results", "catalog", "dead-letters"]
+ControlAction: TypeAlias = Literal["cancel", "suspend", "resume"]
+ApprovalOutcome: TypeAlias = Literal["approved", "rejected", "expired", "cancelled"]
+ApprovalRefusal: TypeAlias = Literal[
+    "unknown_run",
+    "run_finished",
+    "unknown_approval",
+    "already_resolved",
+    "expired",
+    "not_authorized",
+    "stale",
+]
+ControlRefusal: TypeAlias = Literal["unknown_run", "already_finished", "not_supported"]
+
+
+class EventData(BaseModel):
+    """Base of all event data: strict, immutable, tolerant of fields that it does not know."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    event_type: ClassVar[str]
+    """The CloudEvents type, for example ``towline.run.requested.v1``."""
+    topic: ClassVar[TopicName]
+    """The topic (without prefix) that carries it."""
+
+
+class ErrorInfo(BaseModel):
+    """What went wrong, for programs (`type`) and for people (`message`)."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    type: str = Field(description="Stable name of the kind of error, usually an exception class.")
+    message: str = Field(description="What happened and, where known, what to do about it.")
+    details: JsonValue = Field(default=None, description="Anything else that helps, as JSON.")
+
+
+class Usage(BaseModel):
+    """Tokens used by all agent turns of a run, as far as the models reported them."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    input_tokens: int | None = Field(default=None, ge=0)
+    output_tokens: int | None = Field(default=None, ge=0)
+    total_tokens: int | None = Field(default=None, ge=0)
+
+
+class RunRequested(EventData):
+    """Asks for a run. Without `run_id` the CloudEvent's id names the run."""
+
+    event_type: ClassVar[str] = "towline.run.requested.v1"
+    topic: ClassVar[TopicName] = "runs"
+
+    run_id: RunId | None = Field(default=None, description="Names the run; the same id starts one run only.")
+    run_type: Name = Field(description="An orchestration, workflow or agent.<Name> of a registered app.")
+    input: JsonValue = Field(default=None, description="The run's input; its schema is in the catalog.")
+    session_id: RunId | None = Field(
+        default=None, description="Runs of one session continue one conversation."
+    )
+    requested_by: str | None = Field(default=None, description="Who asks, for the record.")
+    start_at: AwareDatetime | None = Field(default=None, description="Not to start before this time.")
+    expires_at: AwareDatetime | None = Field(
+        default=None, description="Rejected when it could not be started by then."
+    )
+    tags: Tags | None = Field(default=None, description="For filters and dashboards.")
+
+
+class RunControl(EventData):
+    """Cancels, suspends or resumes a run."""
+
+    event_type: ClassVar[str] = "towline.run.control.v1"
+    topic: ClassVar[TopicName] = "runs"
+
+    run_id: RunId
+    action: ControlAction
+    reason: str | None = None
+
+
+class ApprovalDecided(EventData):
+    """A person's or a service's answer to one approval request."""
+
+    event_type: ClassVar[str] = "towline.approval.decided.v1"
+    topic: ClassVar[TopicName] = "approvals"
+
+    run_id: RunId
+    approval_id: Name
+    approved: bool
+    feedback: str | None = None
+    data: dict[str, JsonValue] | None = Field(
+        default=None, description="More fields for the run, merged into what it receives."
+    )
+    approver: str | None = None
+    digest: str | None = Field(
+        default=None, description="The request's digest; another one is refused as stale."
+    )
+
+
+class EventRaised(EventData):
+    """Any other external event, delivered to the run's wait of that name as it is."""
+
+    event_type: ClassVar[str] = "towline.event.raised.v1"
+    topic: ClassVar[TopicName] = "approvals"
+
+    run_id: RunId
+    name: Name
+    data: JsonValue = None
+
+
+class RunStarted(EventData):
+    """The run's first turn is being taken."""
+
+    event_type: ClassVar[str] = "towline.run.started.v1"
+    topic: ClassVar[TopicName] = "events"
+
+    run_id: RunId
+    run_type: Name
+    session_id: str | None = None
+    tags: Tags | None = None
+
+
+class RunProgressed(EventData):
+    """The run has set its custom status."""
+
+    event_type: ClassVar[str] = "towline.run.progressed.v1"
+    topic: ClassVar[TopicName] = "events"
+
+    run_id: RunId
+    status: JsonValue = None
+
+
+class ApprovalRequested(EventData):
+    """The run waits for somebody's decision."""
+
+    event_type: ClassVar[str] = "towline.approval.requested.v1"
+    topic: ClassVar[TopicName] = "events"
+
+    run_id: RunId
+    approval_id: Name
+    title: str | None = None
+    details: JsonValue = None
+    digest: str | None = Field(
+        default=None, description="SHA-256 of the canonical JSON of what is shown (title and details)."
+    )
+    expires_at: AwareDatetime | None = None
+    approvers: list[str] | None = Field(default=None, description="Who may decide; absent: anyone.")
+
+
+class ApprovalResolved(EventData):
+    """An approval request has come to its end."""
+
+    event_type: ClassVar[str] = "towline.approval.resolved.v1"
+    topic: ClassVar[TopicName] = "events"
+
+    run_id: RunId
+    approval_id: Name
+    outcome: ApprovalOutcome
+    approver: str | None = None
+    feedback: str | None = None
+
+
+class ApprovalRefused(EventData):
+    """A decision that changed nothing, and why."""
+
+    event_type: ClassVar[str] = "towline.approval.refused.v1"
+    topic: ClassVar[TopicName] = "events"
+
+    run_id: RunId
+    approval_id: Name
+    reason: ApprovalRefusal
+
+
+class ControlRefused(EventData):
+    """A control command that changed nothing, and why."""
+
+    event_type: ClassVar[str] = "towline.control.refused.v1"
+    topic: ClassVar[TopicName] = "events"
+
+    run_id: RunId
+    action: ControlAction
+    reason: ControlRefusal
+
+
+class RunCompleted(EventData):
+    """Terminal: the run returned."""
+
+    event_type: ClassVar[str] = "towline.run.completed.v1"
+    topic: ClassVar[TopicName] = "results"
+
+    run_id: RunId
+    run_type: Name
+    output: JsonValue = None
+    usage: Usage | None = None
+    started_at: AwareDatetime
+    finished_at: AwareDatetime
+
+
+class RunFailed(EventData):
+    """Terminal: the run raised."""
+
+    event_type: ClassVar[str] = "towline.run.failed.v1"
+    topic: ClassVar[TopicName] = "results"
+
+    run_id: RunId
+    run_type: Name
+    error: ErrorInfo
+    started_at: AwareDatetime | None = None
+    finished_at: AwareDatetime
+
+
+class RunCancelled(EventData):
+    """Terminal: the run was cancelled by a command."""
+
+    event_type: ClassVar[str] = "towline.run.cancelled.v1"
+    topic: ClassVar[TopicName] = "results"
+
+    run_id: RunId
+    run_type: Name | None = None
+    reason: str | None = None
+    finished_at: AwareDatetime
+
+
+class RunRejected(EventData):
+    """Terminal: the run was never started."""
+
+    event_type: ClassVar[str] = "towline.run.rejected.v1"
+    topic: ClassVar[TopicName] = "results"
+
+    run_id: RunId
+    run_type: str | None = None
+    error: ErrorInfo
+
+
+class RunTypeInfo(BaseModel):
+    """One run type of an app."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    name: Name
+    input_schema: dict[str, JsonValue] | None = Field(
+        default=None, description="JSON Schema (2020-12) of the input; absent: any JSON."
+    )
+    description: str | None = None
+    approvers: list[str] | None = Field(
+        default=None, description="Who may decide this run type's approvals; absent: anyone."
+    )
+
+
+class AppRegistered(EventData):
+    """What one app's workers can run; the catalog keeps the latest one per app."""
+
+    event_type: ClassVar[str] = "towline.app.registered.v1"
+    topic: ClassVar[TopicName] = "catalog"
+
+    app: Name
+    version: str
+    run_types: list[RunTypeInfo]
+    agents: list[str] = Field(default_factory=list)
+
+
+EVENT_MODELS: Final[tuple[type[EventData], ...]] = (
+    RunRequested,
+    RunControl,
+    ApprovalDecided,
+    EventRaised,
+    RunStarted,
+    RunProgressed,
+    ApprovalRequested,
+    ApprovalResolved,
+    ApprovalRefused,
+    ControlRefused,
+    RunCompleted,
+    RunFailed,
+    RunCancelled,
+    RunRejected,
+    AppRegistered,
+)
+EVENT_MODEL_BY_TYPE: Final[Mapping[str, type[EventData]]] = {m.event_type: m for m in EVENT_MODELS}
+
+RunOutcome: TypeAlias = RunCompleted | RunFailed | RunCancelled | RunRejected
+OUTCOME_MODELS: Final[tuple[type[EventData], ...]] = (RunCompleted, RunFailed, RunCancelled, RunRejected)
+
+DataT = TypeVar("DataT", bound=EventData, default=EventData, covariant=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event(Generic[DataT]):
+    """One event as it travels: CloudEvents 1.0 attributes around the data."""
+
+    id: str
+    """Unique per source; deterministic for everything that Towline publishes (`ids`)."""
+    source: str
+    """Who published it, for example ``towline/worker/my-app``."""
+    data: DataT
+    time: datetime | None = None
+    subject: str | None = None
+    """The run id (the app's name in the catalog)."""
+    traceparent: str | None = None
+    """W3C trace context of whoever published it."""
+    tracestate: str | None = None
+    extensions: Mapping[str, str] = field(default_factory=dict[str, str])
+    """CloudEvents extension attributes other than the trace context."""
+
+    @property
+    def type(self) -> str:
+        """The CloudEvents type."""
+        return self.data.event_type

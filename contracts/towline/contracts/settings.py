@@ -1,0 +1,91 @@
+"""Where the neighbours are: settings that more than one role reads, from `TOWLINE_*` variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from towline.contracts.topics import DEFAULT_PREFIX, Topics
+
+
+class KafkaSettings(BaseSettings):
+    """How to reach Kafka. Used by every role and by the client."""
+
+    model_config = SettingsConfigDict(env_prefix="TOWLINE_KAFKA_", frozen=True, extra="ignore")
+
+    bootstrap: str = Field(default="127.0.0.1:9092", description="Comma-separated host:port of some brokers.")
+    topic_prefix: str = Field(default=DEFAULT_PREFIX, description="Put before each topic's name.")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT", description="Kafka's security.protocol."
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        default="PLAIN", description="Kafka's sasl.mechanism, with a SASL protocol."
+    )
+    sasl_username: str | None = Field(default=None, description="SASL user name.")
+    sasl_password: SecretStr | None = Field(default=None, description="SASL password.")
+    ssl_ca_file: Path | None = Field(
+        default=None, description="PEM file of the authority to trust; default: the system's."
+    )
+    ssl_cert_file: Path | None = Field(
+        default=None, description="PEM file of the client certificate, for mutual TLS."
+    )
+    ssl_key_file: Path | None = Field(default=None, description="PEM file of the client certificate's key.")
+
+    @property
+    def topics(self) -> Topics:
+        """The topics' names under the prefix set here."""
+        return Topics(self.topic_prefix)
+
+    def connection(self) -> dict[str, Any]:
+        """Keyword arguments for any aiokafka client (consumer, producer, admin)."""
+        arguments: dict[str, Any] = {
+            "bootstrap_servers": self.bootstrap,
+            "security_protocol": self.security_protocol,
+        }
+        if self.security_protocol.startswith("SASL"):
+            arguments["sasl_mechanism"] = self.sasl_mechanism
+            arguments["sasl_plain_username"] = self.sasl_username
+            arguments["sasl_plain_password"] = (
+                self.sasl_password.get_secret_value() if self.sasl_password else None
+            )
+        if self.security_protocol.endswith("SSL"):
+            from aiokafka.helpers import create_ssl_context
+
+            arguments["ssl_context"] = create_ssl_context(
+                cafile=str(self.ssl_ca_file) if self.ssl_ca_file else None,
+                certfile=str(self.ssl_cert_file) if self.ssl_cert_file else None,
+                keyfile=str(self.ssl_key_file) if self.ssl_key_file else None,
+            )
+        return arguments
+
+
+class RedisSettings(BaseSettings):
+    """How to reach Redis or Valkey. Used by worker and relay."""
+
+    model_config = SettingsConfigDict(env_prefix="TOWLINE_REDIS_", frozen=True, extra="ignore")
+
+    url: SecretStr = Field(
+        default=SecretStr("redis://127.0.0.1:6379/0"),
+        description="redis:// or rediss:// (TLS), with user and password.",
+    )
+
+
+class SchedulerSettings(BaseSettings):
+    """How to reach the Durable Task scheduler (ours or Azure's). Used by bridge and worker."""
+
+    model_config = SettingsConfigDict(env_prefix="TOWLINE_SCHEDULER_", frozen=True, extra="ignore")
+
+    address: str = Field(
+        default="http://127.0.0.1:8080", description="http:// is a plaintext channel, https:// one with TLS."
+    )
+    taskhub: str = Field(default="default", description="The task hub.")
+    credential: Literal["none", "token", "azure"] = Field(
+        default="none",
+        description="none; token: the bearer token below; azure: Entra ID by azure-identity's default chain.",
+    )
+    token: SecretStr | None = Field(
+        default=None, description="Bearer token of a scheduler that asks for one."
+    )

@@ -1,0 +1,86 @@
+"""Logs: JSON lines for machines, one readable line on a terminal.
+
+A log call's message is a constant event name; what varies goes into `extra`. So a line can be
+queried by its fields, and nothing from a topic is ever pasted into text that a terminal interprets.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from opentelemetry import trace
+
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_LOUD: Final = {"aiokafka": logging.CRITICAL, "httpx": logging.WARNING, "azure": logging.WARNING}
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, event, logger, the record's extra fields, trace ids."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line of JSON."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "service": self._service,
+            "logger": record.name,
+            "event": record.getMessage(),
+            **_extra(record),
+        }
+        context = trace.get_current_span().get_span_context()
+        if context.is_valid:
+            line["trace_id"] = format(context.trace_id, "032x")
+            line["span_id"] = format(context.span_id, "016x")
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=repr)
+
+
+class HumanFormatter(logging.Formatter):
+    """``12:00:00.123 info  event  field=value …`` for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one readable line, control characters escaped."""
+        time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
+        fields = " ".join(f"{name}={value!r}" for name, value in _extra(record).items())
+        event = (
+            record.getMessage().encode("unicode_escape").decode("ascii")
+            if not record.getMessage().isprintable()
+            else record.getMessage()
+        )
+        line = f"{time} {record.levelname.lower():<7} {event}"
+        line = f"{line}  {fields}" if fields else line
+        if record.exc_info:
+            line = f"{line}\n{self.formatException(record.exc_info)}"
+        return line
+
+
+def configure_logging(service: str, *, level: str = "INFO", json_lines: bool | None = None) -> None:
+    """Send all logs to standard error.
+
+    Args:
+        service: Written into each JSON line.
+        level: Lowest level of Towline's own logs; libraries log from WARNING.
+        json_lines: JSON or human format; by default JSON unless standard error is a terminal.
+    """
+    as_json = not sys.stderr.isatty() if json_lines is None else json_lines
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter(service) if as_json else HumanFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("towline").setLevel(level.upper())
+    for name, lowest in _LOUD.items():
+        logging.getLogger(name).setLevel(lowest)
