@@ -56,10 +56,12 @@ def wrap_input(envelope: RunEnvelope, run_input: Any) -> dict[str, Any]:
 
 def unwrap_input(value: Any) -> tuple[RunEnvelope | None, Any]:
     """Envelope and user's input; (None, value) for an orchestration that was not started by Towline."""
-    fields = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-    if ENVELOPE_KEY in fields:
-        return RunEnvelope.model_validate(fields[ENVELOPE_KEY]), fields.get(INPUT_KEY)
-    return None, value
+    if not isinstance(value, dict):
+        return None, value
+    fields = cast("dict[str, Any]", value)
+    if ENVELOPE_KEY not in fields:
+        return None, fields
+    return RunEnvelope.model_validate(fields[ENVELOPE_KEY]), fields.get(INPUT_KEY)
 
 
 class RaisedCommand(_Durable):

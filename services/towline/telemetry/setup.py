@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -24,7 +24,7 @@ class LogSettings(BaseSettings):
 
 
 @contextmanager
-def set_up(service_name: str) -> Iterator[None]:
+def set_up(service_name: str) -> Generator[None]:
     """Configure logging (and, by the standard `OTEL_*` variables, tracing and metrics) for this process.
 
     Args:
