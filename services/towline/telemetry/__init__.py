@@ -1,6 +1,7 @@
 """Logging, tracing and metrics set-up, and context propagation, for every role."""
 
+from towline.telemetry.health import HealthServer, health_routes
 from towline.telemetry.logs import configure_logging
 from towline.telemetry.setup import set_up
 
-__all__ = ["configure_logging", "set_up"]
+__all__ = ["HealthServer", "configure_logging", "health_routes", "set_up"]
