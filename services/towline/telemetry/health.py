@@ -89,6 +89,7 @@ class HealthServer:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((self._host, self._port))
+        listener.listen()
         self._port = listener.getsockname()[1]
         self._thread = threading.Thread(
             target=self._server.run, args=([listener],), name="health-server", daemon=True
