@@ -1,25 +1,72 @@
 """The events of the wire contract, version 1 (docs/wire-contract.md).
 
 Each model is the *data* of one event type; what travels around it (id, source, time, trace context)
-is `Event`. Models are strict: a string is never taken for a boolean, nor a number for a string.
-Unknown fields are ignored, so that a later minor version can add optional ones.
+is `Event`. Models are strict: a string is never taken for a boolean, nor a number for a string; NaN
+and Infinity, which JSON cannot carry, are refused. Times are RFC 3339 with an offset. Unknown fields
+are ignored, so that a later minor version can add optional ones.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Annotated, ClassVar, Final, Generic, Literal, TypeAlias
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeAlias
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+)
+from pydantic_core import PydanticCustomError
 from typing_extensions import TypeVar
 
 RUN_ID_PATTERN: Final = r"^[A-Za-z0-9._:\-]{1,128}$"
 """What a run id may be; it is also the orchestration's instance id and part of Redis keys."""
 
+NAME_PATTERN: Final = r"^[^\u0000-\u001f\u007f-\u009f]+$"
+"""Names become part of event ids, and CloudEvents allows no control characters there."""
+
+_RUN_ID: Final = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+_RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+
+def is_run_id(value: str) -> bool:
+    """Whether `value` may name a run."""
+    return _RUN_ID.fullmatch(value) is not None
+
+
+def parse_time(text: str) -> datetime:
+    """The time that `text` writes as RFC 3339, in UTC; fractions beyond microseconds are cut off.
+
+    Raises:
+        ValueError: Another format, no offset, or no such time.
+    """
+    if _RFC3339.fullmatch(text) is None:
+        raise ValueError("must be RFC 3339 with an offset, like 2026-11-24T20:00:00Z")
+    try:
+        return datetime.fromisoformat(text.upper()).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"is no time that exists ({error}): send one like 2026-11-24T20:00:00Z") from error
+
+
+def _time_from_text(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_time(value)
+    except ValueError as error:
+        raise PydanticCustomError("rfc3339", "{problem}", {"problem": str(error)}) from error
+
+
+Timestamp: TypeAlias = Annotated[AwareDatetime, BeforeValidator(_time_from_text)]
 RunId: TypeAlias = Annotated[str, StringConstraints(pattern=RUN_ID_PATTERN)]
-Name: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Name: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=NAME_PATTERN)]
 Tags: TypeAlias = dict[str, str]
 
 TopicName: TypeAlias = Literal["runs", "approvals", "events", "results", "catalog", "dead-letters"]
@@ -37,10 +84,14 @@ ApprovalRefusal: TypeAlias = Literal[
 ControlRefusal: TypeAlias = Literal["unknown_run", "already_finished", "not_supported"]
 
 
-class EventData(BaseModel):
-    """Base of all event data: strict, immutable, tolerant of fields that it does not know."""
+class ContractModel(BaseModel):
+    """Base of all that is on the wire: strict, immutable, tolerant of fields that it does not know."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class EventData(ContractModel):
+    """Base of the data of all events."""
 
     event_type: ClassVar[str]
     """The CloudEvents type, for example ``towline.run.requested.v1``."""
@@ -48,20 +99,16 @@ class EventData(BaseModel):
     """The topic (without prefix) that carries it."""
 
 
-class ErrorInfo(BaseModel):
+class ErrorInfo(ContractModel):
     """What went wrong, for programs (`type`) and for people (`message`)."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
     type: str = Field(description="Stable name of the kind of error, usually an exception class.")
     message: str = Field(description="What happened and, where known, what to do about it.")
     details: JsonValue = Field(default=None, description="Anything else that helps, as JSON.")
 
 
-class Usage(BaseModel):
+class Usage(ContractModel):
     """Tokens used by all agent turns of a run, as far as the models reported them."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
     input_tokens: int | None = Field(default=None, ge=0)
     output_tokens: int | None = Field(default=None, ge=0)
@@ -81,8 +128,8 @@ class RunRequested(EventData):
         default=None, description="Runs of one session continue one conversation."
     )
     requested_by: str | None = Field(default=None, description="Who asks, for the record.")
-    start_at: AwareDatetime | None = Field(default=None, description="Not to start before this time.")
-    expires_at: AwareDatetime | None = Field(
+    start_at: Timestamp | None = Field(default=None, description="Not to start before this time.")
+    expires_at: Timestamp | None = Field(
         default=None, description="Rejected when it could not be started by then."
     )
     tags: Tags | None = Field(default=None, description="For filters and dashboards.")
@@ -164,7 +211,7 @@ class ApprovalRequested(EventData):
     digest: str | None = Field(
         default=None, description="SHA-256 of the canonical JSON of what is shown (title and details)."
     )
-    expires_at: AwareDatetime | None = None
+    expires_at: Timestamp | None = None
     approvers: list[str] | None = Field(default=None, description="Who may decide; absent: anyone.")
 
 
@@ -213,8 +260,8 @@ class RunCompleted(EventData):
     run_type: Name
     output: JsonValue = None
     usage: Usage | None = None
-    started_at: AwareDatetime
-    finished_at: AwareDatetime
+    started_at: Timestamp
+    finished_at: Timestamp
 
 
 class RunFailed(EventData):
@@ -226,8 +273,8 @@ class RunFailed(EventData):
     run_id: RunId
     run_type: Name
     error: ErrorInfo
-    started_at: AwareDatetime | None = None
-    finished_at: AwareDatetime
+    started_at: Timestamp | None = None
+    finished_at: Timestamp
 
 
 class RunCancelled(EventData):
@@ -239,7 +286,7 @@ class RunCancelled(EventData):
     run_id: RunId
     run_type: Name | None = None
     reason: str | None = None
-    finished_at: AwareDatetime
+    finished_at: Timestamp
 
 
 class RunRejected(EventData):
@@ -253,10 +300,8 @@ class RunRejected(EventData):
     error: ErrorInfo
 
 
-class RunTypeInfo(BaseModel):
+class RunTypeInfo(ContractModel):
     """One run type of an app."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
     name: Name
     input_schema: dict[str, JsonValue] | None = Field(
