@@ -1,0 +1,367 @@
+"""What was acknowledged survives a kill -9, and what happens to a file that can't be used."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from durabletask import entities, task
+from durabletask.client import OrchestrationState, OrchestrationStatus, TaskHubGrpcClient
+from durabletask.entities import EntityInstanceId
+from durabletask.internal import orchestrator_service_pb2 as pb
+from durabletask.scheduled import ScheduleCreationOptions, ScheduledTaskClient
+from google.protobuf import empty_pb2, wrappers_pb2
+from tests.conformance.support import (
+    Hub,
+    ServerProcess,
+    complete,
+    eventually,
+    python_process,
+    retrying,
+    unique,
+)
+
+Turns = Any
+
+
+def finish(sdk: TaskHubGrpcClient, instance: str, *, timeout_s: float = 60.0) -> OrchestrationState:
+    """Wait for the end over restarts of the server."""
+    state = retrying(lambda: sdk.wait_for_orchestration_completion(instance, timeout=timeout_s))
+    assert state is not None, f"{instance} is gone"
+    return state
+
+
+@pytest.mark.acceptance(27)
+@pytest.mark.slow
+def test_twenty_runs_survive_three_kills_of_the_server(own_server: ServerProcess, own_hub: Hub) -> None:
+    def square(_: task.ActivityContext, number: int) -> int:
+        threading.Event().wait(0.1)
+        return number * number
+
+    def run(ctx: task.OrchestrationContext, number: int) -> Turns:
+        total = 0
+        for step in range(3):
+            total += yield ctx.call_activity(square, input=number + step)
+        yield ctx.create_timer(timedelta(seconds=1))
+        last = [ctx.call_activity(square, input=number + step) for step in (3, 4)]
+        total += sum((yield task.when_all(last)))
+        return total + (yield ctx.wait_for_external_event("add"))
+
+    own_hub.worker(orchestrators=[run], activities=[square])
+    sdk = own_hub.client()
+    instances = [sdk.schedule_new_orchestration(run, input=number) for number in range(20)]
+    for instance in instances:
+        sdk.raise_orchestration_event(instance, "add", data=1000)
+
+    for _ in range(3):
+        threading.Event().wait(0.7)
+        own_server.restart()
+    with ThreadPoolExecutor(20) as pool:
+        ended = list(pool.map(lambda instance: finish(sdk, instance), instances))
+
+    assert [state.get_output(int) for state in ended] == [
+        sum((number + step) ** 2 for step in range(5)) + 1000 for number in range(20)
+    ]
+
+
+def test_a_killed_server_is_back_within_a_second(own_server: ServerProcess, own_hub: Hub) -> None:
+    sdk = own_hub.client()
+    for _ in range(20):
+        sdk.schedule_new_orchestration("waits_for_a_worker")
+
+    own_server.restart()
+
+    # Most of this is the interpreter and gRPC; the machine may be busy with other tests.
+    assert own_server.starts_s[-1] < 3.0
+    assert len(sdk.get_all_orchestration_states()) == 20
+
+
+def test_an_entity_batch_cut_short_by_kills_of_the_server_is_applied_once(
+    own_server: ServerProcess, own_hub: Hub
+) -> None:
+    def counter(ctx: entities.EntityContext, amount: int) -> None:
+        threading.Event().wait(0.03)
+        ctx.set_state(int(ctx.get_state(int, 0)) + amount)
+
+    own_hub.worker(entities=[counter])
+    stub, sdk = own_hub.stub(), own_hub.client()
+    key = unique("key")
+
+    def signal(_: int) -> None:
+        request = pb.SignalEntityRequest(
+            instanceId=f"@counter@{key}",
+            name="add",
+            requestId=unique("request"),
+            input=wrappers_pb2.StringValue(value="1"),
+        )
+        retrying(lambda: stub.SignalEntity(request, timeout=10))
+
+    with ThreadPoolExecutor(4) as pool:
+        signals = pool.map(signal, range(60))
+        for _ in range(3):
+            threading.Event().wait(0.5)
+            own_server.restart()
+        list(signals)
+
+    def total() -> int:
+        found = retrying(lambda: sdk.get_entity(EntityInstanceId("counter", key)))
+        return 0 if found is None else int(found.get_typed_state(int) or 0)
+
+    eventually(lambda: total() >= 60, timeout_s=40)
+    assert total() == 60
+
+
+def test_an_entity_batch_of_a_killed_worker_is_applied_once(hub: Hub, tmp_path: Path) -> None:
+    marker = tmp_path / "inside"
+    sdk = hub.client()
+    entity = EntityInstanceId("counter", unique("key"))
+    sdk.signal_entity(entity, "add", 5)
+    arguments = ("--address", hub.server.address, "--hub", hub.name, "--marker", str(marker))
+
+    with python_process("tests.conformance.worker_process", *arguments, log=tmp_path / "one.log") as first:
+        eventually(marker.exists, message="the first worker did not reach the entity")
+        sdk.signal_entity(entity, "add", 7)
+        first.kill()
+        first.wait()
+        with python_process("tests.conformance.worker_process", *arguments, log=tmp_path / "two.log"):
+            eventually(
+                lambda: (now := sdk.get_entity(entity)) and now.get_typed_state(int) == 12, timeout_s=40
+            )
+
+
+def test_a_delayed_signal_survives_a_restart_and_keeps_its_time(
+    own_server: ServerProcess, own_hub: Hub
+) -> None:
+    def stamp(ctx: entities.EntityContext, _: object) -> None:
+        ctx.set_state(datetime.now(UTC).isoformat())
+
+    sdk = own_hub.client()
+    entity = EntityInstanceId("stamp", unique("key"))
+    due = datetime.now(UTC) + timedelta(seconds=3)
+    sdk.signal_entity(entity, "set", signal_time=due)
+    own_hub.worker(entities=[stamp])
+    own_server.restart()
+
+    found = eventually(lambda: retrying(lambda: sdk.get_entity(entity)))
+
+    assert datetime.fromisoformat(found.get_typed_state(str) or "") >= due
+
+
+def test_a_timer_that_falls_due_while_the_server_is_down_fires_at_the_start(
+    own_server: ServerProcess, own_hub: Hub
+) -> None:
+    def sleeps(ctx: task.OrchestrationContext, _: object) -> Turns:
+        yield ctx.create_timer(timedelta(seconds=1))
+        return "awake"
+
+    own_hub.worker(orchestrators=[sleeps])
+    sdk = own_hub.client()
+    instance = sdk.schedule_new_orchestration(sleeps)
+    sdk.wait_for_orchestration_start(instance, timeout=10)
+    own_server.kill()
+    threading.Event().wait(1.5)
+    own_server.start()
+
+    assert finish(sdk, instance, timeout_s=10).get_output(str) == "awake"
+
+
+def test_a_schedule_goes_on_after_a_restart(own_server: ServerProcess, own_hub: Hub) -> None:
+    ran: list[str] = []
+
+    def scheduled_run(ctx: task.OrchestrationContext, _: object) -> None:
+        ran.append(ctx.instance_id)
+
+    worker = own_hub.worker(orchestrators=[scheduled_run], start=False)
+    worker.configure_scheduled_tasks()
+    worker.start()
+    sdk = own_hub.client()
+    schedules = ScheduledTaskClient(sdk, operation_timeout=20)
+    made = schedules.create_schedule(
+        ScheduleCreationOptions(
+            schedule_id=unique("schedule"), orchestration_name="scheduled_run", interval=timedelta(seconds=1)
+        )
+    )
+    eventually(lambda: len(set(ran)) >= 2)
+
+    own_server.restart()
+    before = len(set(ran))
+    eventually(lambda: len(set(ran)) >= before + 2, timeout_s=20)
+    retrying(made.pause)
+
+
+def test_a_completion_sent_over_a_restart_is_judged_by_its_token(
+    own_server: ServerProcess, own_hub: Hub
+) -> None:
+    """The token of before the restart is still good while its item has not been handed out again."""
+    hand = own_hub.hand_worker()
+    instance = unique("run")
+    hand.stub.StartInstance(pb.CreateInstanceRequest(instanceId=instance, name="by-hand"), timeout=5)
+    action = pb.OrchestratorAction(id=1, scheduleTask=pb.ScheduleTaskAction(name="act"))
+    hand.answer_turn(hand.next("orchestratorRequest"), action)
+    activity = hand.next("activityRequest")
+    own_server.restart()
+
+    again = own_hub.hand_worker()
+    again.answer_activity(activity, '"kept"')
+    turn = again.next("orchestratorRequest")
+    again.answer_turn(turn, complete())
+
+    events = turn.orchestratorRequest.newEvents
+    results = [event.taskCompleted.result.value for event in events if event.HasField("taskCompleted")]
+    assert results == ['"kept"']
+
+
+def test_a_second_server_on_the_same_data_refuses_to_start(own_server: ServerProcess) -> None:
+    second = subprocess.run(
+        [*own_server.command, "--data", str(own_server.data), "--listen", "127.0.0.1:0"],
+        capture_output=True,
+        timeout=20,
+        check=False,
+        text=True,
+    )
+
+    assert second.returncode != 0
+    assert "in use" in (second.stdout + second.stderr).lower()
+    assert "Traceback" not in second.stderr
+
+
+def test_a_damaged_file_is_refused_with_a_clear_error(own_server: ServerProcess) -> None:
+    own_server.stop()
+    files = [path for path in own_server.data.rglob("*") if path.is_file() and path.stat().st_size >= 4096]
+    assert files, f"no database below {own_server.data}"
+    for path in files:
+        with path.open("r+b") as file:
+            file.write(b"not a database " * 200)
+
+    again = subprocess.run(
+        [*own_server.command, "--data", str(own_server.data), "--listen", "127.0.0.1:0"],
+        capture_output=True,
+        timeout=20,
+        check=False,
+        text=True,
+    )
+
+    assert again.returncode != 0
+    assert "Traceback" not in again.stderr
+    assert str(own_server.data) in again.stdout + again.stderr
+
+
+def test_a_sigterm_ends_the_server_at_once_with_streams_and_waiters_open(
+    own_server: ServerProcess, own_hub: Hub
+) -> None:
+    sdk, hand = own_hub.client(), own_hub.hand_worker()
+    instance = sdk.schedule_new_orchestration("waits_for_nobody")
+    hand.next("orchestratorRequest")
+    with ThreadPoolExecutor(1) as pool:
+        waiter = pool.submit(sdk.wait_for_orchestration_completion, instance, timeout=30)
+        threading.Event().wait(0.2)
+        status = own_server.stop()
+        with pytest.raises(grpc.RpcError) as refused:
+            waiter.result(10)
+
+    assert status == 0
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB, which only root can make."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"tmpfs", str(folder).encode(), b"tmpfs", 0, b"size=24m") != 0:
+        pytest.skip(f"can't mount a tmpfs here: {os.strerror(ctypes.get_errno())}")
+    try:
+        yield folder
+    finally:
+        libc.umount2(str(folder).encode(), 2)
+
+
+def test_a_full_disk_loses_nothing_that_was_acknowledged(
+    small_disk: Path, start_server: Callable[..., ServerProcess]
+) -> None:
+    server = start_server(folder=small_disk / "data")
+    hub = Hub(server)
+    stub = hub.stub()
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * (8 << 20))
+    accepted: list[str] = []
+
+    def start(instance: str) -> None:
+        stub.StartInstance(
+            pb.CreateInstanceRequest(
+                instanceId=instance, name="kept", input=wrappers_pb2.StringValue(value="y" * 400_000)
+            ),
+            timeout=10,
+        )
+        accepted.append(instance)
+
+    def fill() -> None:
+        for number in range(100):
+            start(f"run-{number}")
+
+    with contextlib.closing(hub):
+        with pytest.raises(grpc.RpcError) as full:
+            fill()
+        stub.Hello(empty_pb2.Empty(), timeout=5)
+        readable = stub.GetInstance(pb.GetInstanceRequest(instanceId=accepted[0]), timeout=5).exists
+        filler.unlink()
+        retrying(lambda: start("run-after"))
+        server.restart()
+        found = {state.instance_id for state in hub.client().get_all_orchestration_states()}
+
+    assert full.value.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}  # type: ignore[attr-defined]
+    assert readable
+    assert set(accepted) <= found
+
+
+def test_acknowledged_starts_and_events_are_there_after_a_kill(
+    own_server: ServerProcess, own_hub: Hub
+) -> None:
+    """Killed in the middle of a burst: each answered call counts, whatever was in flight may or may not."""
+    stub = own_hub.stub()
+    acknowledged: list[str] = []
+    stopping = threading.Event()
+
+    def burst(lane: int) -> None:
+        number = 0
+        while not stopping.is_set():
+            instance = f"run-{lane}-{number}"
+            number += 1
+            try:
+                stub.StartInstance(pb.CreateInstanceRequest(instanceId=instance, name="waits"), timeout=2)
+                stub.RaiseEvent(pb.RaiseEventRequest(instanceId=instance, name="event"), timeout=2)
+            except grpc.RpcError:
+                return
+            acknowledged.append(instance)
+
+    with ThreadPoolExecutor(8) as pool:
+        lanes = [pool.submit(burst, lane) for lane in range(8)]
+        eventually(lambda: len(acknowledged) > 100)
+        own_server.kill()
+        stopping.set()
+        for lane in lanes:
+            lane.result(10)
+    own_server.start()
+
+    states = own_hub.client().get_all_orchestration_states()
+    assert set(acknowledged) <= {state.instance_id for state in states}
+    assert {state.runtime_status for state in states} == {OrchestrationStatus.PENDING}
+    hand = own_hub.hand_worker(orchestrations=len(states))
+    turns = hand.drain(quiet_s=1.0)
+    with_event = {
+        item.orchestratorRequest.instanceId
+        for item in turns
+        if any(event.HasField("eventRaised") for event in item.orchestratorRequest.newEvents)
+    }
+    assert set(acknowledged) <= with_event
