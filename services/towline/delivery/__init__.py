@@ -1,1 +1,27 @@
-"""See docs/architecture.md for what this part does and does not do."""
+"""Ordered at-least-once consumption, dead letters and replay. Knows nothing of the events' meaning.
+
+`lanes` (pure: order, offsets, limits) ← `processing` (runs handlers) ← `consumer` (aiokafka);
+`dead_letters` writes what a handler gives up on, `archive` lists, replays and discards it.
+"""
+
+from towline.delivery.backoff import Backoff
+from towline.delivery.consumer import Consumer, ConsumerOptions
+from towline.delivery.lanes import Limits
+from towline.delivery.outcomes import DONE, DeadLetter, Deferred, Done, Outcome, Retry
+from towline.delivery.processing import Delivery, Policy, Record
+
+__all__ = [
+    "DONE",
+    "Backoff",
+    "Consumer",
+    "ConsumerOptions",
+    "DeadLetter",
+    "Deferred",
+    "Delivery",
+    "Done",
+    "Limits",
+    "Outcome",
+    "Policy",
+    "Record",
+    "Retry",
+]

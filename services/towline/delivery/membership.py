@@ -1,0 +1,88 @@
+"""aiokafka's group consumer behind types: what we use of it, and how it is set up."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Final, Protocol, TypeAlias, cast
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+
+from towline.contracts.settings import KafkaSettings
+
+Record: TypeAlias = "ConsumerRecord[bytes | None, bytes | None]"
+
+_FETCH_MAX_BYTES: Final = 32 * 1024 * 1024
+_FETCH_PARTITION_MAX_BYTES: Final = 4 * 1024 * 1024
+
+
+class GroupMember(Protocol):
+    """The part of `AIOKafkaConsumer` that delivery uses."""
+
+    def subscribe(self, *, topics: Sequence[str], listener: ConsumerRebalanceListener) -> None:
+        """Choose the topics; `listener` hears of each rebalance."""
+        ...
+
+    async def start(self) -> None:
+        """Connect, join the group and wait for the first assignment."""
+        ...
+
+    async def stop(self) -> None:
+        """Leave the group. May hang, and may raise CancelledError, while the broker is away."""
+        ...
+
+    def getmany(
+        self, *, timeout_ms: int, max_records: int
+    ) -> Awaitable[Mapping[TopicPartition, Sequence[Record]]]:
+        """Fetched records; waits without bound while a rebalance is under way."""
+        ...
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit; retries by itself for as long as the coordinator is away."""
+        ...
+
+    def pause(self, *partitions: TopicPartition) -> None:
+        """Hand out nothing more of `partitions`."""
+        ...
+
+    def resume(self, *partitions: TopicPartition) -> None:
+        """Undo `pause`."""
+        ...
+
+
+def group_member(
+    kafka: KafkaSettings,
+    *,
+    group_id: str,
+    session_timeout_s: float,
+    rebalance_timeout_s: float,
+    poll_s: float,
+) -> GroupMember:
+    """A consumer that commits nothing by itself.
+
+    Args:
+        kafka: Where Kafka is.
+        group_id: The consumer group.
+        session_timeout_s: Kafka takes our partitions away after so long without a heartbeat.
+        rebalance_timeout_s: How long the group waits for us to give partitions back.
+        poll_s: Longest time between two polls; only a loop that hangs exceeds it.
+    """
+    arguments: dict[str, Any] = kafka.connection()
+    consumer = AIOKafkaConsumer(
+        **arguments,
+        group_id=group_id,
+        client_id=f"towline-{group_id}",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        # Eager: each rebalance takes everything away first. aiokafka has no cooperative protocol.
+        partition_assignment_strategy=(RangePartitionAssignor,),
+        session_timeout_ms=int(session_timeout_s * 1000),
+        heartbeat_interval_ms=int(session_timeout_s * 1000 / 4),
+        rebalance_timeout_ms=int(rebalance_timeout_s * 1000),
+        max_poll_interval_ms=int(poll_s * 1000),
+        request_timeout_ms=15_000,
+        retry_backoff_ms=250,
+        max_partition_fetch_bytes=_FETCH_PARTITION_MAX_BYTES,
+        fetch_max_bytes=_FETCH_MAX_BYTES,
+    )
+    return cast("GroupMember", consumer)
