@@ -95,3 +95,7 @@ class ChildAsk(_Durable):
     approval_id: str
     instance_id: str
     phase: Literal["requested", "resolved"] = Field(default="requested")
+    name: str | None = None
+    """Name of the external event that also answers it."""
+    answered: list[str] = Field(default_factory=list[str])
+    """With `resolved`: ids of the commands that the child has answered."""
