@@ -1,0 +1,111 @@
+"""What the documents say exists, is unique, and is so."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def documents() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = [ROOT / name for name in listed.stdout.splitlines() if not name.startswith(".")]
+    return [path for path in found if path.exists()] or sorted(ROOT.glob("*.md"))
+
+
+def anchors(path: Path) -> set[str]:
+    text = _FENCE.sub("", path.read_text())
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_within_the_repository_leads_somewhere(document: Path) -> None:
+    dead = []
+    for target in _LINK.findall(_FENCE.sub("", document.read_text())):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (document.parent / name).resolve() if name else document
+        if not path.exists() or (anchor and path.suffix == ".md" and anchor not in anchors(path)):
+            dead.append(target)
+
+    assert dead == []
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_python_block_parses(document: Path) -> None:
+    for language, code in _FENCE.findall(document.read_text()):
+        if language == "python":
+            ast.parse(code)
+
+
+def test_decisions_have_unique_numbers() -> None:
+    numbers = Counter(path.name[:4] for path in DECISIONS)
+
+    assert [number for number, count in numbers.items() if count > 1 or not number.isdigit()] == []
+
+
+@pytest.mark.parametrize("record", DECISIONS, ids=lambda path: path.stem)
+def test_a_decision_is_short_and_names_what_validates_it(record: Path) -> None:
+    text = record.read_text()
+    named = re.findall(r"^Validated by:.*$", text, re.MULTILINE)
+
+    assert text.startswith(f"# {record.name[:4]}: ")
+    assert len(text.splitlines()) <= 100
+    assert len(named) == 1
+    for path, _, test in re.findall(r"`((?:tests|benchmarks)/[\w/.\-]+?)(::(\w+))?`", named[0]):
+        assert (ROOT / path).exists(), f"{record.name} is validated by {path}, which does not exist"
+        assert not test or f"def {test}(" in (ROOT / path).read_text()
+
+
+def test_the_worker_leaves_the_umbrella_to_its_own_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    names = {extra: {re.split(r"[\[<>=~! ]", item)[0] for item in items} for extra, items in extras.items()}
+
+    assert names["worker"] >= {"agent-framework-core", "agent-framework-durabletask"}
+    assert [extra for extra, packages in names.items() if "agent-framework" in packages] == [
+        "agent-framework"
+    ]
+
+
+def test_every_make_target_that_a_document_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {
+        (document.name, target)
+        for document in documents()
+        for target in re.findall(r"(?:`|^)make ([a-z]+)", document.read_text(), re.MULTILINE)
+    }
+
+    assert {(document, target) for document, target in named if target not in targets} == set()
+
+
+def test_the_first_app_of_the_readme_has_at_most_twenty_lines_of_code() -> None:
+    code = first_app()
+
+    assert len([line for line in code.splitlines() if line.strip() and not line.startswith("#")]) <= 20
+    assert {"greet", "setup_worker"} <= {
+        node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)
+    }
+
+
+def first_app() -> str:
+    """The README's first app, as a module's source."""
+    after = (ROOT / "README.md").read_text().partition("<!-- first-app:")[2]
+    return next(code for language, code in _FENCE.findall(after) if language == "python")
