@@ -1,1 +1,15 @@
-"""See docs/architecture.md for what this part does and does not do."""
+"""`towline`, the command line."""
+
+
+def main() -> None:
+    """Entry point of the `towline` script."""
+    try:
+        from towline.cli.app import run
+    except ModuleNotFoundError as error:
+        if error.name not in {"typer", "rich", "httpx"}:
+            raise
+        raise SystemExit(f"the towline command needs {error.name}: pip install 'towline[cli]'") from None
+    run()
+
+
+__all__ = ["main"]

@@ -1,0 +1,5 @@
+"""``python -m towline.cli``: the same as the `towline` script."""
+
+from towline.cli import main
+
+main()

@@ -1,0 +1,29 @@
+"""All commands in one application."""
+
+from __future__ import annotations
+
+import typer
+
+from towline.cli import roles
+
+app = typer.Typer(
+    name="towline",
+    help="Durable Microsoft Agent Framework agents behind Kafka.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+roles.mount(app)
+
+
+@app.command()
+def version() -> None:
+    """Print the installed version."""
+    from importlib.metadata import version as installed
+
+    typer.echo(installed("towline"))
+
+
+def run() -> None:
+    """Parse the command line and run it."""
+    app()

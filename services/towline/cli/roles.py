@@ -1,0 +1,58 @@
+"""The roles' commands, mounted so that each role loads its own dependencies only."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, Final
+
+import typer
+
+ROLES: Final = {
+    "bridge": "Kafka to scheduler: start runs, hand decisions in.",
+    "worker": "Host an app's agents and orchestrations.",
+    "relay": "Streams, HTTP and the console.",
+    "scheduler": "The durable scheduler for one machine.",
+    "dev": "The whole stack on this machine.",
+    "demo": "All seven examples through real Kafka, then stop.",
+}
+"""Name and help line."""
+
+_SETTINGS: Final[dict[str, Any]] = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "help_option_names": [],
+}
+_MODULES: Final = {"demo": "towline.dev.demo"}
+
+
+def run_role(role: str, arguments: list[str]) -> None:
+    """Run `role`'s own command line with `arguments`.
+
+    Raises:
+        typer.Exit: Its dependencies are not installed; a line says what to install.
+    """
+    module = _MODULES.get(role, f"towline.{role}.command")
+    try:
+        command = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing == "towline":
+            raise
+        extra = "dev" if role == "demo" else role
+        sys.stderr.write(f"towline {role} needs {missing}: pip install 'towline[{extra}]'\n")
+        raise typer.Exit(1) from None
+    command.app(args=arguments, prog_name=f"towline {role}")
+
+
+def mount(app: typer.Typer) -> None:
+    """Add a command for each role to `app`."""
+    for role, line in ROLES.items():
+        app.command(role, help=line, context_settings=_SETTINGS, rich_help_panel="Roles")(_command(role))
+
+
+def _command(role: str):
+    def run(context: typer.Context) -> None:
+        run_role(role, context.args)
+
+    return run

@@ -1,0 +1,180 @@
+"""The parts of one stack and how they find one another."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from towline.contracts.kafka import ensure_topics
+from towline.contracts.settings import KafkaSettings
+from towline.dev.kafka import KafkaPart
+from towline.dev.part import Part
+from towline.dev.process import LineSink
+from towline.dev.roles import ProcessPart, SchedulerPart
+from towline.dev.valkey import ValkeyPart
+
+ADDRESS_VARIABLES: Final = (
+    "TOWLINE_KAFKA_BOOTSTRAP",
+    "TOWLINE_REDIS_URL",
+    "TOWLINE_SCHEDULER_ADDRESS",
+    "TOWLINE_RELAY_URL",
+)
+"""A part whose address is given is not started."""
+ROLES: Final = ("bridge", "worker", "relay")
+_TOPICS_TIMEOUT_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackPlan:
+    """What a stack consists of."""
+
+    data: Path
+    app: str
+    """``module:attr`` for ``towline worker --app``."""
+    given: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Addresses (`ADDRESS_VARIABLES`) of parts that run already, to be used as they are."""
+    settings: Mapping[str, str] = field(default_factory=dict[str, str])
+    """More `TOWLINE_*` variables for bridge, worker and relay."""
+    roles: Sequence[str] = ROLES
+    """Which of Towline's roles to start."""
+    ports: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Wanted ports by part; another one is taken if a wanted one is not free."""
+    partitions: int | None = None
+    """Instead of the contract's number of partitions a topic."""
+
+
+class Stack:
+    """All parts of one stack. Made without starting anything; addresses are known at once.
+
+    `infrastructure` comes first, then the topics, then `roles`. Use it as a context manager, or let
+    the supervisor drive the parts.
+    """
+
+    def __init__(self, plan: StackPlan, *, sink: LineSink | None = None) -> None:
+        self.plan = plan
+        self.addresses: dict[str, str] = dict(plan.given)
+        self.infrastructure: list[Part] = []
+        self.roles: list[Part] = []
+        for variable, part_class in (
+            ("TOWLINE_KAFKA_BOOTSTRAP", KafkaPart),
+            ("TOWLINE_REDIS_URL", ValkeyPart),
+            ("TOWLINE_SCHEDULER_ADDRESS", SchedulerPart),
+        ):
+            if variable not in plan.given:
+                name = part_class.__name__.removesuffix("Part").lower()
+                part = part_class(data=plan.data / name, port=plan.ports.get(name), sink=sink)
+                self.infrastructure.append(part)
+                self.addresses.update(part.addresses)
+        for role in plan.roles:
+            if role == "relay" and "TOWLINE_RELAY_URL" in plan.given:
+                continue
+            part = ProcessPart(
+                role,
+                data=plan.data / role,
+                env=self.environment(),
+                options=("--app", plan.app) if role == "worker" else (),
+                port=plan.ports.get(role),
+                sink=sink,
+            )
+            self.roles.append(part)
+            self.addresses.update(part.addresses)
+
+    def environment(self) -> dict[str, str]:
+        """The `TOWLINE_*` variables of a process that belongs to this stack."""
+        return {**self.plan.settings, **self.addresses}
+
+    @property
+    def parts(self) -> list[Part]:
+        """All, in the order in which they are started."""
+        return [*self.infrastructure, *self.roles]
+
+    def __getitem__(self, name: str) -> Part:
+        """The part of that name: kafka, valkey, scheduler, bridge, worker or relay."""
+        return next(part for part in self.parts if part.name == name)
+
+    @property
+    def kafka(self) -> KafkaSettings:
+        """How a client reaches this stack."""
+        # Given as arguments: this process's own TOWLINE_KAFKA_* must not leak in.
+        return KafkaSettings(
+            bootstrap=self.addresses["TOWLINE_KAFKA_BOOTSTRAP"],
+            topic_prefix=self.plan.settings.get(
+                "TOWLINE_KAFKA_TOPIC_PREFIX", os.environ.get("TOWLINE_KAFKA_TOPIC_PREFIX", "towline.")
+            ),
+        )
+
+    @property
+    def redis_url(self) -> str:
+        """redis:// URL."""
+        return self.addresses["TOWLINE_REDIS_URL"]
+
+    @property
+    def scheduler_address(self) -> str:
+        """http:// address."""
+        return self.addresses["TOWLINE_SCHEDULER_ADDRESS"]
+
+    @property
+    def relay_url(self) -> str:
+        """Base URL of the relay."""
+        return self.addresses["TOWLINE_RELAY_URL"]
+
+    def start(self) -> None:
+        """Start everything, side by side where the order allows it, and wait until all of it is ready.
+
+        Raises:
+            DevError: A part could not be started; the others are stopped first.
+        """
+        try:
+            _all_at_once(self.infrastructure, "start")
+            asyncio.run(self.create_topics())
+            _all_at_once(self.roles, "start")
+        except BaseException:
+            self.stop()
+            raise
+
+    async def create_topics(self) -> None:
+        """Create the contract's topics. Idempotent."""
+        await ensure_topics(self.kafka, partitions=self.plan.partitions, timeout_s=_TOPICS_TIMEOUT_S)
+
+    def stop(self) -> None:
+        """Stop everything: roles first, so that they can still say what they have to."""
+        _all_at_once(self.roles, "stop")
+        _all_at_once(self.infrastructure, "stop")
+
+    @contextmanager
+    def running(self) -> Generator[Stack]:
+        """Started on entry, stopped at the end."""
+        self.start()
+        try:
+            yield self
+        finally:
+            self.stop()
+
+
+def port_of(address: str) -> int:
+    """The port of ``host:port`` or of a URL.
+
+    Raises:
+        ValueError: It has none.
+    """
+    port = urlsplit(address if "//" in address else f"//{address}").port
+    if port is None:
+        raise ValueError(f"no port in {address!r}")
+    return port
+
+
+def _all_at_once(parts: Sequence[Part], method: str) -> None:
+    """Call `method` of all parts in threads; raises the first error, when all have ended."""
+    if not parts:
+        return
+    with ThreadPoolExecutor(max_workers=len(parts)) as threads:
+        calls = [threads.submit(getattr(part, method)) for part in parts]
+    for call in calls:
+        call.result()

@@ -1,0 +1,125 @@
+"""Real parts, one of each for the whole session, and full stacks on top of them.
+
+A part whose address is in the environment (`TOWLINE_KAFKA_BOOTSTRAP`, `TOWLINE_REDIS_URL`,
+`TOWLINE_SCHEDULER_ADDRESS`) is used instead of starting one. A test that kills a part makes its own:
+``with KafkaPart(data=tmp_path / "kafka") as kafka: …``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from towline.contracts.kafka import ensure_topics
+from towline.contracts.settings import KafkaSettings
+from towline.dev import KafkaPart, SchedulerPart, ValkeyPart
+from towline.dev.stack import ROLES, Stack, StackPlan
+
+StackFactory = Callable[..., Stack]
+_GIVEN = dict(os.environ)
+
+
+@pytest.fixture(scope="session")
+def parts_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of the session's parts; each part's output is in its ``log`` (Kafka: ``output.log``)."""
+    return tmp_path_factory.mktemp("parts")
+
+
+@pytest.fixture(scope="session")
+def kafka(parts_folder: Path) -> Generator[str]:
+    """Bootstrap address of the session's Kafka."""
+    if given := _GIVEN.get("TOWLINE_KAFKA_BOOTSTRAP"):
+        yield given
+        return
+    with KafkaPart(data=parts_folder / "kafka") as part:
+        yield part.bootstrap
+
+
+@pytest.fixture(scope="session")
+def valkey(parts_folder: Path) -> Generator[str]:
+    """redis:// URL of the session's Valkey."""
+    if given := _GIVEN.get("TOWLINE_REDIS_URL"):
+        yield given
+        return
+    with ValkeyPart(data=parts_folder / "valkey") as part:
+        yield part.url
+
+
+@pytest.fixture(scope="session")
+def scheduler(parts_folder: Path) -> Generator[str]:
+    """http:// address of the session's scheduler. Use a task hub of your own."""
+    if given := _GIVEN.get("TOWLINE_SCHEDULER_ADDRESS"):
+        yield given
+        return
+    with SchedulerPart(data=parts_folder / "scheduler") as part:
+        yield part.address
+
+
+@pytest.fixture
+def kafka_settings(kafka: str) -> KafkaSettings:
+    """The session's Kafka with topics under a prefix of this test's own (3 partitions each)."""
+    settings = KafkaSettings(bootstrap=kafka, topic_prefix=unique_prefix())
+    _run(lambda: asyncio.run(ensure_topics(settings, partitions=3)))
+    return settings
+
+
+@pytest.fixture
+def stack(kafka: str, valkey: str, scheduler: str, tmp_path: Path) -> Generator[StackFactory]:
+    """Start stacks: ``stack("module:attr")`` gives running bridge, worker and relay of their own.
+
+    Each has its own topic prefix and task hub on the session's Kafka, Valkey and scheduler;
+    ``stack(app, own=("kafka",))`` gives it parts of its own, to be killed. Members: see
+    `towline.dev.stack.Stack`: ``.kafka`` (settings for a client), ``.relay_url``, ``.redis_url``,
+    ``.scheduler_address``, ``["worker"].kill()`` … `start`.
+    """
+    shared = {
+        "kafka": ("TOWLINE_KAFKA_BOOTSTRAP", kafka),
+        "valkey": ("TOWLINE_REDIS_URL", valkey),
+        "scheduler": ("TOWLINE_SCHEDULER_ADDRESS", scheduler),
+    }
+    with ExitStack() as exits:
+
+        def start(
+            app: str,
+            *,
+            own: tuple[str, ...] = (),
+            settings: Mapping[str, str] | None = None,
+            roles: tuple[str, ...] = ROLES,
+        ) -> Stack:
+            name = uuid4().hex[:8]
+            plan = StackPlan(
+                data=tmp_path / f"stack-{name}",
+                app=app,
+                given=dict(address for part, address in shared.items() if part not in own),
+                settings={
+                    "TOWLINE_KAFKA_TOPIC_PREFIX": f"t{name}.",
+                    "TOWLINE_SCHEDULER_TASKHUB": f"t{name}",
+                    **(settings or {}),
+                },
+                roles=roles,
+                partitions=3,
+            )
+            made = Stack(plan)
+            exits.callback(made.stop)
+            _run(made.start)
+            return made
+
+        yield start
+
+
+def unique_prefix() -> str:
+    """A topic prefix that no other test has."""
+    return f"t{uuid4().hex[:8]}."
+
+
+def _run(call: Callable[[], object]) -> None:
+    """Call it in a thread: fixtures may be set up while an event loop runs."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        thread.submit(call).result()

@@ -1,0 +1,112 @@
+"""Single parts: readiness, addresses that stay, data that survive, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+from towline.contracts.kafka import ensure_topics
+from towline.contracts.settings import KafkaSettings
+from towline.dev import KafkaPart, ValkeyPart
+from towline.dev.errors import AddressInUseError
+from towline.dev.process import start_time
+
+
+def eventually(condition: Callable[[], bool], *, timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        time.sleep(0.02)
+
+
+async def test_kafka_has_its_address_and_its_records_after_a_kill(tmp_path: Path) -> None:
+    with KafkaPart(data=tmp_path / "kafka") as kafka:
+        settings = KafkaSettings(bootstrap=kafka.bootstrap)
+        await ensure_topics(settings, partitions=1)
+        async with AIOKafkaProducer(
+            bootstrap_servers=kafka.bootstrap, acks="all", enable_idempotence=True
+        ) as producer:
+            await producer.send_and_wait(settings.topics.runs, b"kept")
+        before = kafka.bootstrap
+        kafka.kill()
+        assert not kafka.is_running
+        kafka.start()
+        assert kafka.bootstrap == before
+        async with AIOKafkaConsumer(
+            settings.topics.runs, bootstrap_servers=kafka.bootstrap, auto_offset_reset="earliest"
+        ) as consumer:
+            assert (await consumer.getone()).value == b"kept"
+
+
+def test_valkey_has_its_address_and_its_data_after_a_clean_stop(tmp_path: Path) -> None:
+    with ValkeyPart(data=tmp_path / "valkey") as valkey:
+        redis.Redis.from_url(valkey.url).set("key", "kept")
+        before = valkey.url
+        valkey.restart()
+        assert valkey.url == before
+        assert redis.Redis.from_url(valkey.url).get("key") == b"kept"
+
+
+def test_a_port_taken_by_a_stranger_is_named(tmp_path: Path) -> None:
+    with ValkeyPart(data=tmp_path / "one") as one:
+        other = ValkeyPart(data=tmp_path / "two")
+        other.port = one.port
+        with pytest.raises(AddressInUseError, match=f"valkey: 127.0.0.1:{one.port} is taken"):
+            other.start()
+
+
+_PARENT = """
+import sys, time
+from pathlib import Path
+from towline.dev import ValkeyPart
+part = ValkeyPart(data=Path(sys.argv[1])).start()
+print(part.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
+def test_a_part_dies_with_a_killed_parent(tmp_path: Path) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT, str(tmp_path / "valkey")], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    with parent, parent.stdout:
+        part = int(parent.stdout.readline())
+        assert start_time(part) is not None
+        parent.kill()
+        eventually(lambda: start_time(part) is None)
+
+
+def test_what_a_killed_parent_left_is_stopped_at_the_next_start(tmp_path: Path) -> None:
+    folder = tmp_path / "valkey"
+    first = ValkeyPart(data=folder).start()
+    try:
+        left = first.pid
+        second = ValkeyPart(data=folder, port=first.port)  # as after a restart on the same folder
+        with second:
+            assert first.exit_status() is not None
+            assert second.pid != left
+    finally:
+        first.stop()
+
+
+def test_a_stranger_with_a_recorded_pid_is_left_alone(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        try:
+            folder = tmp_path / "valkey"
+            folder.mkdir()
+            (folder / "pid").write_text(f'{{"pid": {stranger.pid}, "start_time": "1"}}')
+            with ValkeyPart(data=folder):
+                assert stranger.poll() is None
+        finally:
+            os.kill(stranger.pid, signal.SIGKILL)
