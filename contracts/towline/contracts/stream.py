@@ -22,7 +22,11 @@ def stream_key(run_id: str) -> str:
 
 
 def turns_key(run_id: str) -> str:
-    """Redis hash of one run: turn → latest attempt, for fencing."""
+    """Redis hash of one run, for fencing.
+
+    ``turn:{turn}`` → ``"{attempt} {owner} {open|closed}"``; ``writer:{name}`` → number of its last batch, so
+    that a repeat is known; ``ended``, once the stream is over.
+    """
     return f"towline:{{{run_id}}}:turns"
 
 

@@ -1,0 +1,49 @@
+"""What a reader of a run's stream does with its entries: the assembling rule of docs/guide/streams.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Assembled:
+    """The text of every turn as a reader has it now."""
+
+    turns: dict[str, str] = field(default_factory=dict)
+    final: dict[str, str] = field(default_factory=dict)
+    tool_calls: dict[str, list[str]] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+
+    def take(self, kind: str, data: dict[str, Any]) -> None:
+        turn = data.get("turn")
+        if kind == "reset":
+            for name in [turn] if turn is not None else list(self.turns):
+                for part in (self.turns, self.final, self.tool_calls):
+                    part.pop(name, None)
+        elif kind == "token":
+            assert turn is not None
+            have = self.turns.get(turn, "")
+            if len(have) != data["offset"]:
+                self.wrong.append(f"turn {turn}: offset {data['offset']} after {len(have)} characters")
+            self.turns[turn] = have + data["text"]
+        elif kind == "message":
+            assert turn is not None
+            self.turns[turn] = self.final[turn] = data["text"]
+        elif kind == "tool_call":
+            assert turn is not None
+            self.tool_calls.setdefault(turn, []).append(data["name"])
+
+
+def assemble(entries: Iterable[tuple[str, dict[str, Any]]]) -> Assembled:
+    assembled = Assembled()
+    for kind, data in entries:
+        assembled.take(kind, data)
+    return assembled
+
+
+def decoded(raw: list[tuple[str, dict[str, str]]]) -> list[tuple[str, dict[str, Any]]]:
+    """XRANGE's answer as (type, data)."""
+    return [(fields["type"], json.loads(fields["data"])) for _, fields in raw]

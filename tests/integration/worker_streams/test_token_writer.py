@@ -1,0 +1,286 @@
+"""The token writer against a real Valkey that is killed, paused, or comes back without its newest data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from tests.integration.relay.reading import assemble, decoded
+from tests.integration.relay.valkey import Valkey
+
+from towline.contracts.settings import RedisSettings
+from towline.contracts.stream import stream_key, turns_key
+from towline.worker.streams import StreamSettings, TokenWriter
+
+RUN = "run-1"
+
+
+@pytest.fixture
+def new_writer(valkey: Valkey) -> Iterator[Callable[..., TokenWriter]]:
+    writers: list[TokenWriter] = []
+
+    def make(**settings: Any) -> TokenWriter:
+        writer = TokenWriter(RedisSettings(url=valkey.url), StreamSettings(timeout_s=0.5, **settings))
+        writer.start()
+        writers.append(writer)
+        return writer
+
+    yield make
+    for writer in writers:
+        writer.stop(0.1)
+
+
+def entries(valkey: Valkey, run_id: str = RUN) -> list[tuple[str, dict[str, Any]]]:
+    with redis.Redis(port=valkey.port, decode_responses=True) as client:
+        return decoded(client.xrange(stream_key(run_id)))
+
+
+def eventually(condition: Callable[[], Any], timeout_s: float = 10) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            value = condition()
+        except redis.ConnectionError:
+            value = None
+        if value:
+            return value
+        assert time.monotonic() < deadline, "condition not met in time"
+        time.sleep(0.01)
+
+
+def test_a_turn_is_written_as_tokens_and_a_message(
+    valkey: Valkey, new_writer: Callable[..., TokenWriter]
+) -> None:
+    writer = new_writer()
+    turn = writer.open(RUN, 1, "Poet")
+    turn.write("Roses ")
+    turn.tool_call("rhyme", '{"with":"red"}')
+    turn.write("are red")
+    turn.finish("Roses are red")
+    assert writer.drain(5)
+    got = entries(valkey)
+    assert [kind for kind, _ in got if kind != "token"] == ["tool_call", "message"]
+    assert assemble(got).turns == {"1": "Roses are red"}
+    assert got[-1][1] == {"agent": "Poet", "turn": "1", "attempt": 1, "text": "Roses are red"}
+    assert not assemble(got).wrong
+
+
+def test_tokens_are_coalesced(valkey: Valkey, new_writer: Callable[..., TokenWriter]) -> None:
+    writer = new_writer(flush_interval_ms=50)
+    turn = writer.open(RUN, 1, "Poet")
+    for number in range(5000):
+        turn.write(f"{number} ")
+    turn.finish("".join(f"{number} " for number in range(5000)))
+    assert writer.drain(5)
+    got = entries(valkey)
+    assert len(got) < 100
+    assert assemble(got[:-1]).turns["1"] == "".join(f"{number} " for number in range(5000))
+
+
+def test_streams_expire_and_are_trimmed(valkey: Valkey, new_writer: Callable[..., TokenWriter]) -> None:
+    writer = new_writer(entries_max=100, ttl_s=60)
+    for number in range(400):
+        writer.open(RUN, number, "Poet").finish("text")
+    assert writer.drain(5)
+    with redis.Redis(port=valkey.port) as client:
+        assert 100 <= client.xlen(stream_key(RUN)) <= 300
+        assert 0 < client.ttl(stream_key(RUN)) <= 60
+        assert 0 < client.ttl(turns_key(RUN)) <= 60
+
+
+def test_a_second_execution_of_a_turn_voids_the_first(
+    valkey: Valkey, new_writer: Callable[..., TokenWriter]
+) -> None:
+    writer = new_writer()
+    first = writer.open(RUN, 1, "Poet")
+    first.write("half a ")
+    assert writer.drain(5)
+    second = writer.open(RUN, 1, "Poet")
+    first.write("never seen")
+    second.write("whole")
+    second.finish("whole")
+    assert writer.drain(5)
+    got = entries(valkey)
+    assert [kind for kind, _ in got] == ["token", "reset", "token", "message"]
+    assert got[1][1]["attempt"] == 2
+    assert assemble(got).turns == {"1": "whole"}
+
+
+def test_a_zombie_worker_is_fenced(valkey: Valkey, new_writer: Callable[..., TokenWriter]) -> None:
+    zombie, successor = new_writer(), new_writer()
+    old = zombie.open(RUN, 1, "Poet")
+    old.write("from the zombie")
+    assert zombie.drain(5)
+    new = successor.open(RUN, 1, "Poet")
+    new.write("from the ")
+    assert successor.drain(5)
+    old.write(" which goes on")
+    old.finish("from the zombie which goes on")
+    assert zombie.drain(5)
+    new.write("successor")
+    new.finish("from the successor")
+    assert successor.drain(5)
+    got = entries(valkey)
+    assert assemble(got).turns == {"1": "from the successor"}
+    assert [data["attempt"] for _, data in got] == [1, 2, 2, 2, 2]
+
+
+def test_a_failed_turn_says_so(valkey: Valkey, new_writer: Callable[..., TokenWriter]) -> None:
+    writer = new_writer()
+    turn = writer.open(RUN, 1, "Poet")
+    turn.write("half a ")
+    turn.fail(ValueError("no rhyme"))
+    assert writer.drain(5)
+    kind, data = entries(valkey)[-1]
+    assert kind == "reset"
+    assert data["reason"] == "failed"
+    assert data["error"] == {"type": "ValueError", "message": "no rhyme"}
+
+
+def test_parallel_agents_of_one_run_are_told_apart(
+    valkey: Valkey, new_writer: Callable[..., TokenWriter]
+) -> None:
+    writer = new_writer()
+    physicist, chemist = writer.open(RUN, 1, "Physicist"), writer.open(RUN, 2, "Chemist")
+    for number in range(50):
+        physicist.write(f"p{number} ")
+        chemist.write(f"c{number} ")
+    physicist.finish("".join(f"p{number} " for number in range(50)))
+    chemist.finish("".join(f"c{number} " for number in range(50)))
+    assert writer.drain(5)
+    got = entries(valkey)
+    assembled = assemble(got)
+    assert not assembled.wrong
+    assert assembled.turns["1"].startswith("p0 p1 ")
+    assert assembled.turns["2"].startswith("c0 c1 ")
+    assert {data["agent"] for _, data in got if data["turn"] == "2"} == {"Chemist"}
+
+
+def test_feeding_never_waits_for_a_redis_that_hangs(
+    valkey: Valkey, new_writer: Callable[..., TokenWriter]
+) -> None:
+    writer = new_writer()
+    turn = writer.open(RUN, 1, "Poet")
+    turn.write("before ")
+    assert writer.drain(5)
+    valkey.pause()
+    try:
+        slowest_s = 0.0
+        text = ["before "]
+        for number in range(2000):
+            begun = time.perf_counter()
+            turn.write(f"{number} ")
+            slowest_s = max(slowest_s, time.perf_counter() - begun)
+            text.append(f"{number} ")
+        eventually(lambda: writer.away)
+    finally:
+        valkey.resume()
+    turn.finish("".join(text))
+    assert writer.drain(10)
+    assert slowest_s < 0.2
+    assembled = assemble(entries(valkey))
+    assert not assembled.wrong
+    assert assembled.final == {"1": "".join(text)}
+
+
+def test_a_redis_killed_in_mid_stream_costs_no_word(
+    valkey: Valkey, new_writer: Callable[..., TokenWriter]
+) -> None:
+    writer = new_writer(flush_interval_ms=1)
+    turn = writer.open(RUN, 1, "Poet")
+    text: list[str] = []
+    for number in range(300):
+        turn.write(f"{number} ")
+        text.append(f"{number} ")
+        if number in (100, 200):
+            valkey.kill()
+        if number in (150, 250):
+            valkey.start()
+        time.sleep(0.001)
+    turn.finish("".join(text))
+    assert writer.drain(10)
+    assembled = assemble(entries(valkey))
+    assert not assembled.wrong
+    assert assembled.final == {"1": "".join(text)}
+
+
+def test_a_stream_that_lost_its_tail_is_restored(
+    valkey: Valkey, new_writer: Callable[..., TokenWriter]
+) -> None:
+    """A crash before the append-only file was synced takes the newest entries, also of a finished turn."""
+    writer = new_writer()
+    done, open_ = writer.open(RUN, 1, "Poet"), writer.open(RUN, 2, "Critic")
+    done.write("kept ")
+    open_.write("kept ")
+    assert writer.drain(5)
+    size = eventually(valkey.append_size)
+    done.write("lost")
+    done.tool_call("publish")
+    done.finish("kept lost")
+    open_.write("lost ")
+    assert writer.drain(5)
+    valkey.kill()
+    valkey.lose_tail(size)
+    valkey.start()
+    eventually(lambda: assemble(entries(valkey)).final == {"1": "kept lost"})
+    open_.write("and on")
+    open_.finish("kept lost and on")
+    assert writer.drain(5)
+    assembled = assemble(entries(valkey))
+    assert not assembled.wrong
+    assert assembled.final == {"1": "kept lost", "2": "kept lost and on"}
+    assert assembled.tool_calls["1"] == ["publish"]
+
+
+def test_a_redis_that_lost_everything_gets_the_open_turns_again(
+    valkey: Valkey, new_writer: Callable[..., TokenWriter]
+) -> None:
+    writer = new_writer()
+    turn = writer.open(RUN, 1, "Poet")
+    turn.write("all of ")
+    assert writer.drain(5)
+    with redis.Redis(port=valkey.port) as client:
+        client.flushall()
+        client.script_flush()
+    turn.write("it")
+    turn.finish("all of it")
+    assert writer.drain(5)
+    assembled = assemble(entries(valkey))
+    assert not assembled.wrong
+    assert assembled.final == {"1": "all of it"}
+
+
+def test_text_that_does_not_fit_while_redis_is_away_is_replaced_by_the_message(
+    valkey: Valkey, new_writer: Callable[..., TokenWriter]
+) -> None:
+    writer = new_writer(turn_chars_max=1000)
+    turn = writer.open(RUN, 1, "Poet")
+    turn.write("before ")
+    assert writer.drain(5)
+    valkey.kill()
+    for _ in range(300):
+        turn.write("a word ")
+    eventually(lambda: writer.away)
+    assert writer.kept_chars <= 1000
+    valkey.start()
+    turn.finish("before " + "a word " * 300)
+    assert writer.drain(10)
+    got = entries(valkey)
+    assert [kind for kind, _ in got][-2:] == ["reset", "message"]
+    assert assemble(got).final == {"1": "before " + "a word " * 300}
+
+
+def test_entries_that_redis_refuses_for_good_do_not_stop_other_runs(
+    valkey: Valkey, new_writer: Callable[..., TokenWriter]
+) -> None:
+    writer = new_writer()
+    with redis.Redis(port=valkey.port) as client:
+        client.set(stream_key("spoiled"), "not a stream")
+    writer.open("spoiled", 1, "Poet").finish("text")
+    writer.open("spoiled", 1, "Poet").finish("text")
+    writer.open(RUN, 1, "Poet").finish("text")
+    assert writer.drain(5)
+    assert assemble(entries(valkey)).final == {"1": "text"}
