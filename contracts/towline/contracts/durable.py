@@ -40,6 +40,8 @@ class RunEnvelope(_Durable):
     fingerprint: str | None = None
     """Digest of the request's content; another request with this run id and other content is a conflict."""
     requested_at: AwareDatetime | None = None
+    start_at: AwareDatetime | None = None
+    """The scheduler starts it no earlier; a cancel before then needs no worker."""
     session_id: str | None = None
     requested_by: str | None = None
     tags: dict[str, str] | None = None

@@ -123,9 +123,27 @@ class EventProducer:
                 found too large, earlier ones may have been.
             PublishError: As for `send`; names the first event without acknowledgement.
         """
-        waiting = [
-            _Send(self._settings.topics.name(event.data.topic), encode(event), event.id) for event in events
-        ]
+        await self._deliver(
+            [_Send(self._settings.topics.name(event.data.topic), encode(event), event.id) for event in events]
+        )
+
+    async def send_record(self, topic: str, record: Record, *, name: str) -> None:
+        """Publish a record as it is, to a topic by its full name, and wait until it is acknowledged.
+
+        For records that are no events of the contract (dead letters and their replay).
+
+        Args:
+            topic: The topic's full name.
+            record: Key, value and headers.
+            name: Stands for the event's id in errors and logs.
+
+        Raises:
+            EncodeError: It is larger than Kafka takes.
+            PublishError: As for `send`.
+        """
+        await self._deliver([_Send(topic, record, name)])
+
+    async def _deliver(self, waiting: list[_Send]) -> None:
         for send in waiting:
             self._check_size(send)
         deadline = asyncio.get_running_loop().time() + self._delivery_timeout_s
