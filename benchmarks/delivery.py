@@ -70,7 +70,7 @@ class Meter:
 
 async def ours(bootstrap: str, topic: str, total: int) -> dict[str, Any]:
     """The delivery consumer."""
-    from towline.delivery import DONE, Consumer, ConsumerOptions, DeadLetter, Delivery, Outcome, Record
+    from towline.delivery import DONE, Consumer, ConsumerOptions, DeadLetter, Delivery, KafkaRecord, Outcome
 
     meter = Meter(total)
 
@@ -78,7 +78,7 @@ async def ours(bootstrap: str, topic: str, total: int) -> dict[str, Any]:
         meter.tick()
         return DONE
 
-    async def dead_letter(_record: Record, letter: DeadLetter) -> None:
+    async def dead_letter(_record: KafkaRecord, letter: DeadLetter) -> None:
         raise AssertionError(letter)
 
     consumer = Consumer(

@@ -8,7 +8,7 @@ from towline.delivery.backoff import Backoff
 from towline.delivery.consumer import Consumer, ConsumerOptions
 from towline.delivery.lanes import Limits
 from towline.delivery.outcomes import DONE, DeadLetter, Deferred, Done, Outcome, Retry
-from towline.delivery.processing import Delivery, Policy, Record
+from towline.delivery.processing import Delivery, KafkaRecord, Policy
 
 __all__ = [
     "DONE",
@@ -19,9 +19,9 @@ __all__ = [
     "Deferred",
     "Delivery",
     "Done",
+    "KafkaRecord",
     "Limits",
     "Outcome",
     "Policy",
-    "Record",
     "Retry",
 ]

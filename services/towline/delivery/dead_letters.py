@@ -16,14 +16,15 @@ again. The origin tells the two from two letters, and every reader here (`archiv
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final
 
-from aiokafka.errors import MessageSizeTooLargeError
-
-from towline.delivery.membership import Record
+from towline.contracts.cloudevents import Record
+from towline.contracts.errors import EncodeError
+from towline.contracts.producer import EventProducer
+from towline.delivery.membership import KafkaRecord
 from towline.delivery.outcomes import DeadLetter
 
 logger = logging.getLogger(__name__)
@@ -41,16 +42,6 @@ VALUE_LEFT_OUT: Final = f"{DEAD_LETTER_PREFIX}value_left_out"
 _ERROR_MAX_LENGTH: Final = 2_000
 
 
-class SendRecord(Protocol):
-    """Sends one record and returns when Kafka has acknowledged it; bounded, raises when it has not."""
-
-    async def __call__(
-        self, topic: str, *, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
-    ) -> None:
-        """Send it."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a dead letter's record came from."""
@@ -63,7 +54,7 @@ class Origin:
         return f"{self.topic}/{self.partition}/{self.offset}"
 
 
-def dead_letter_headers(record: Record, letter: DeadLetter, *, now: datetime) -> Headers:
+def dead_letter_headers(record: KafkaRecord, letter: DeadLetter, *, now: datetime) -> Headers:
     """The headers of the dead letter: the record's, as they are, then our own."""
     own = (
         (REASON, letter.reason),
@@ -82,31 +73,36 @@ class DeadLetterWriter:
     """Writes dead letters to their topic.
 
     Args:
-        send: Sends a record and waits for the acknowledgement.
+        producer: Must take records as large as the broker does, and some headers more.
         topic: Full name of the dead letters' topic.
+        now: The clock.
     """
 
     def __init__(
-        self, send: SendRecord, topic: str, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        producer: EventProducer,
+        topic: str,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._send = send
+        self._producer = producer
         self._topic = topic
         self._now = now
 
-    async def __call__(self, record: Record, letter: DeadLetter) -> None:
+    async def __call__(self, record: KafkaRecord, letter: DeadLetter) -> None:
         """Put `record` aside.
 
         Raises:
-            Exception: It was not acknowledged; call again.
+            PublishError: It was not acknowledged; call again.
         """
+        origin = Origin(record.topic, record.partition, record.offset)
         headers = dead_letter_headers(record, letter, now=self._now())
         try:
-            await self._send(self._topic, key=record.key, value=record.value, headers=headers)
-        except MessageSizeTooLargeError:
-            size = len(record.value or b"")
-            logger.warning(
-                "dead_letter_value_left_out",
-                extra={"topic": record.topic, "partition": record.partition, "offset": record.offset},
-            )
-            left_out = (*headers, (VALUE_LEFT_OUT, str(size).encode()))
-            await self._send(self._topic, key=record.key, value=None, headers=left_out)
+            await self._send(Record(record.key, record.value, headers), origin)
+        except EncodeError:
+            logger.warning("dead_letter_value_left_out", extra={"origin": str(origin)})
+            size = str(len(record.value or b"")).encode()
+            await self._send(Record(record.key, None, (*headers, (VALUE_LEFT_OUT, size))), origin)
+
+    async def _send(self, record: Record, origin: Origin) -> None:
+        await self._producer.send_record(self._topic, record, name=f"dead letter of {origin}")

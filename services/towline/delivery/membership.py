@@ -10,7 +10,7 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 
 from towline.contracts.settings import KafkaSettings
 
-Record: TypeAlias = "ConsumerRecord[bytes | None, bytes | None]"
+KafkaRecord: TypeAlias = "ConsumerRecord[bytes | None, bytes | None]"
 
 _FETCH_MAX_BYTES: Final = 32 * 1024 * 1024
 _FETCH_PARTITION_MAX_BYTES: Final = 4 * 1024 * 1024
@@ -33,7 +33,7 @@ class GroupMember(Protocol):
 
     def getmany(
         self, *, timeout_ms: int, max_records: int
-    ) -> Awaitable[Mapping[TopicPartition, Sequence[Record]]]:
+    ) -> Awaitable[Mapping[TopicPartition, Sequence[KafkaRecord]]]:
         """Fetched records; waits without bound while a rebalance is under way."""
         ...
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Generic, TypeAlias, TypeVar, cast
 
 from aiokafka import TopicPartition
 
 from towline.delivery.backoff import Backoff
 from towline.delivery.lanes import Lanes, Limits, Work
-from towline.delivery.membership import Record
+from towline.delivery.membership import KafkaRecord
 from towline.delivery.outcomes import DeadLetter, Deferred, Done, Outcome, Retry
 
 logger = logging.getLogger(__name__)
@@ -30,17 +31,19 @@ HANDLER_FAILED: Final = "handler_failed"
 class Delivery(Generic[MessageT]):
     """One record on its way to the handler."""
 
-    record: Record
+    record: KafkaRecord
     message: MessageT
     """What `read` made of the record."""
     attempt: int
     """1 at first, then counted up by each retry in this process."""
+    received_at: float
+    """Monotonic seconds when this process first had it: graces count from here."""
 
 
 Handler: TypeAlias = Callable[[Delivery[MessageT]], Awaitable[Outcome]]
-Read: TypeAlias = Callable[[Record], tuple[Hashable, MessageT]]
+Read: TypeAlias = Callable[[KafkaRecord], tuple[Hashable, MessageT]]
 """From a record to its lane and message. Must not raise: what can't be read is a message too."""
-WriteDeadLetter: TypeAlias = Callable[[Record, DeadLetter], Awaitable[None]]
+WriteDeadLetter: TypeAlias = Callable[[KafkaRecord, DeadLetter], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +109,9 @@ class Processor(Generic[MessageT]):
 
     # -- in --------------------------------------------------------------------------------------------
 
-    def admit(self, partition: TopicPartition, records: Iterable[Record]) -> None:
+    def admit(self, partition: TopicPartition, records: Iterable[KafkaRecord]) -> None:
         """Take on records of an assigned partition, in order of their offsets."""
+        now = time.monotonic()
         for record in records:
             try:
                 lane, message = self._read(record)
@@ -116,7 +120,7 @@ class Processor(Generic[MessageT]):
             size = len(record.value or b"") + len(record.key or b"") + 200
             self.counts.admitted += 1
             self.lanes.admit(
-                partition, record.offset, lane=lane, item=Delivery(record, message, 1), size_bytes=size
+                partition, record.offset, lane=lane, item=Delivery(record, message, 1, now), size_bytes=size
             )
 
     def pump(self) -> None:
@@ -184,7 +188,7 @@ class Processor(Generic[MessageT]):
             return await self._write_dead_letter(work, letter)
         try:
             if work.attempt > 1:
-                delivery = Delivery(delivery.record, delivery.message, work.attempt)
+                delivery = replace(delivery, attempt=work.attempt)
             outcome = await self._handle(delivery)
         except Exception as error:
             work.failures += 1

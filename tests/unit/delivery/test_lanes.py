@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from towline.delivery.lanes import Lanes, Limits, OffsetTracker, Work
 
 PARTITIONS = ("a", "b")
