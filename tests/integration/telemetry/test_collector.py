@@ -1,0 +1,100 @@
+"""otel-collector.yaml, judged by a real collector."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.trace import Status, StatusCode
+from tests.integration.telemetry.collector import (
+    CONFIG,
+    CollectorPart,
+    NoCollectorError,
+    attributes,
+    collector_binary,
+)
+
+PROMPT = "the secret prompt text"
+pytestmark = pytest.mark.timeout(900)  # the first run on a machine builds the collector
+
+
+@pytest.fixture(scope="module")
+def binary() -> Path:
+    try:
+        return collector_binary()
+    except NoCollectorError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def collector(binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[CollectorPart]:
+    with CollectorPart(binary, data=tmp_path_factory.mktemp("collector")) as part:
+        yield part
+
+
+def eventually(check: Callable[[], bool], *, timeout_s: float = 15.0) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not check():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_the_configuration_is_valid(binary: Path) -> None:
+    checked = subprocess.run(
+        [binary, "validate", "--config", CONFIG], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_the_check_can_fail(binary: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(CONFIG.read_text().replace("decision_wait:", "decision_weight:"))
+    checked = subprocess.run(
+        [binary, "validate", "--config", broken], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode != 0
+    assert "decision_weight" in checked.stdout + checked.stderr
+
+
+def test_spans_come_out_whole_but_without_prompts_and_secrets(collector: CollectorPart) -> None:
+    provider = TracerProvider(resource=Resource.create({"service.name": "towline-worker"}))
+    exporter = OTLPSpanExporter(endpoint=f"http://127.0.0.1:{collector.http}/v1/traces")
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("test")
+    with tracer.start_as_current_span("chat model-x") as span:
+        span.set_attribute("gen_ai.request.model", "model-x")
+        span.set_attribute("gen_ai.input.messages", PROMPT)
+        span.set_attribute("db.password", PROMPT)
+        span.set_attribute("towline.run_type", "review")
+        span.set_status(Status(StatusCode.ERROR, "model away"))
+    provider.shutdown()
+
+    assert eventually(lambda: any(s["name"] == "chat model-x" for s in collector.spans()))
+    span_out = next(s for s in collector.spans() if s["name"] == "chat model-x")
+    assert span_out["service"] == "towline-worker"
+    assert attributes(span_out)["gen_ai.request.model"] == "model-x"
+    assert PROMPT not in collector.traces_file.read_text()
+
+    def counted() -> bool:
+        return any(
+            line.startswith("traces_span_metrics_calls_total")
+            and 'towline_run_type="review"' in line
+            and 'gen_ai_request_model="model-x"' in line
+            and float(line.rpartition(" ")[2]) >= 1
+            for line in collector.metrics().splitlines()
+        )
+
+    assert eventually(counted), collector.metrics()
+    assert PROMPT not in collector.metrics()
