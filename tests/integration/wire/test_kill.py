@@ -1,7 +1,7 @@
 """kill -9 of one part in the middle of thirty runs: every run still has its one outcome.
 
-What this proves, by the ids alone: no run is lost, none has two outcomes, none a wrong one. The chaos test does
-the same for longer and with more faults.
+What this proves, by the ids alone: no run is lost, none has two outcomes, none a wrong one. The chaos test
+does the same for longer and with more faults.
 """
 
 from __future__ import annotations
