@@ -16,7 +16,6 @@ import logging
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from towline.dev import ports
 from towline.dev.cache import cache_folder, locked
 from towline.dev.errors import DistributionError, MissingToolError, PartFailedError
 from towline.dev.kafka_config import JVM_OPTIONS, kafka_uuid, server_properties
+from towline.dev.process import Child
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ KAFKA_VERSION: Final = "4.4.0"
 JAVA_MAJOR_MIN: Final = 17
 MAVEN_TIMEOUT_S: Final = 600.0
 _FORMAT_TIMEOUT_S: Final = 60.0
+_WORK: Final = "work-"
+"""Folders of this prefix are only meaningful to the holder of the lock."""
 _POM: Final = Path(__file__).with_name("kafka_pom.xml")
 _JAVA_FIX: Final = (
     "install Java 17 or newer (Debian, Ubuntu: apt-get install openjdk-17-jre-headless; "
@@ -90,6 +92,8 @@ def resolve() -> KafkaDistribution:
         return found
     with locked(folder.with_name(f"{folder.name}.lock")):
         folder.mkdir(parents=True, exist_ok=True)
+        for cut_short in folder.glob(f"{_WORK}*"):
+            shutil.rmtree(cut_short, ignore_errors=True)
         if not found.libs.is_dir():
             _fetch_jars(found.libs)
         if not found.formatted.is_dir():
@@ -134,7 +138,7 @@ def _fetch_jars(libs: Path) -> None:
     if maven is None:
         raise MissingToolError("Maven", needed_for="it fetches Kafka's jars", fix=_MAVEN_FIX)
     logger.info("kafka.fetching", extra={"version": KAFKA_VERSION, "into": str(libs)})
-    with tempfile.TemporaryDirectory(dir=libs.parent) as work:
+    with tempfile.TemporaryDirectory(prefix=_WORK, dir=libs.parent) as work:
         pom = Path(work) / "pom.xml"
         shutil.copyfile(_POM, pom)
         command = [maven, "-B", "-q", "-ntp", "-f", str(pom), f"-Dkafka.version={KAFKA_VERSION}"]
@@ -145,7 +149,7 @@ def _fetch_jars(libs: Path) -> None:
 
 
 def _format(distribution: KafkaDistribution) -> None:
-    with tempfile.TemporaryDirectory(dir=distribution.libs.parent) as work:
+    with tempfile.TemporaryDirectory(prefix=_WORK, dir=distribution.libs.parent) as work:
         properties, log_dir = Path(work) / "server.properties", Path(work) / "data"
         properties.write_text(server_properties(port=9092, controller_port=9093, log_dir=log_dir))
         command = distribution.command(
@@ -161,7 +165,7 @@ def _make_archive(distribution: KafkaDistribution) -> None:
     from towline.dev.kafka import KafkaPart
 
     logger.info("kafka.archiving_classes", extra={"archive": str(distribution.archive)})
-    with tempfile.TemporaryDirectory(dir=distribution.libs.parent) as work:
+    with tempfile.TemporaryDirectory(prefix=_WORK, dir=distribution.libs.parent) as work:
         written = Path(work) / "classes.jsa"
         broker = KafkaPart(
             data=Path(work) / "kafka", distribution=distribution, jvm=(f"-XX:ArchiveClassesAtExit={written}",)
@@ -179,15 +183,16 @@ def _make_archive(distribution: KafkaDistribution) -> None:
 
 
 def _run(command: list[str], failure: str, timeout_s: float) -> None:
-    try:
-        done = subprocess.run(  # noqa: S603 - Maven and Java, found on the user's path
-            command, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise DistributionError(f"{failure}: no end after {timeout_s:g} s") from None
-    if done.returncode != 0:
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise DistributionError(f"{failure}: {' | '.join(lines[:3]) or f'status {done.returncode}'}")
+    child = Child("kafka", command)
+    status = child.wait(timeout_s)
+    if status is None:
+        child.kill()
+    child.stop()
+    if status is None:
+        raise DistributionError(f"{failure}: no end after {timeout_s:g} s")
+    if status != 0:
+        lines = [line for line in child.last_lines if line.strip()]
+        raise DistributionError(f"{failure}: {' | '.join(lines[:3]) or f'status {status}'}")
 
 
 async def _first_steps(bootstrap: str) -> None:

@@ -71,6 +71,7 @@ class Part(ABC):
             DevError: Something that is needed is missing; the message names the fix.
         """
         self.data.mkdir(parents=True, exist_ok=True)
+        self.pid_file.stop_leftover()
 
     def spawn(self) -> None:
         """Start the process and return at once.
@@ -78,7 +79,6 @@ class Part(ABC):
         Raises:
             AddressInUseError: Another process listens on one of its ports.
         """
-        self.pid_file.stop_leftover()
         for port in self.own_ports():
             if not ports.is_free(port):
                 raise AddressInUseError(self.name, port)
@@ -152,6 +152,11 @@ class Part(ABC):
     def stop(self, *, timeout_s: float = 10.0) -> int | None:
         """SIGTERM, after `timeout_s` SIGKILL; the exit status. Idempotent."""
         return None if self._child is None else self._child.stop(timeout_s=timeout_s)
+
+    def kill_now(self) -> None:
+        """SIGKILL; does not wait."""
+        if self._child is not None:
+            self._child.kill()
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""

@@ -80,6 +80,9 @@ class ProcessPart(Part):
     Its HTTP address is given by ``TOWLINE_<ROLE>_HTTP_LISTEN``.
     """
 
+    # Not ready also while a neighbour is away, which is no reason to start it again.
+    ready_timeout_s = 90.0
+
     def __init__(
         self,
         role: str,

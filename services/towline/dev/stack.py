@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 from towline.contracts.kafka import ensure_topics
 from towline.contracts.settings import KafkaSettings
@@ -95,6 +94,10 @@ class Stack:
         """All, in the order in which they are started."""
         return [*self.infrastructure, *self.roles]
 
+    def ports(self) -> dict[str, int]:
+        """The first port of each part that was started here."""
+        return {part.name: part.own_ports()[0] for part in self.parts}
+
     def __getitem__(self, name: str) -> Part:
         """The part of that name: kafka, valkey, scheduler, bridge, worker or relay."""
         return next(part for part in self.parts if part.name == name)
@@ -156,18 +159,6 @@ class Stack:
             yield self
         finally:
             self.stop()
-
-
-def port_of(address: str) -> int:
-    """The port of ``host:port`` or of a URL.
-
-    Raises:
-        ValueError: It has none.
-    """
-    port = urlsplit(address if "//" in address else f"//{address}").port
-    if port is None:
-        raise ValueError(f"no port in {address!r}")
-    return port
 
 
 def _all_at_once(parts: Sequence[Part], method: str) -> None:

@@ -42,7 +42,7 @@ class ValkeyPart(Part):
             str(_binary()),
             *("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.data)),
             *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
-            *("--loglevel", "notice", "--always-show-logo", "no"),
+            *("--loglevel", "warning", "--always-show-logo", "no"),
         ]
 
     def probe(self) -> bool:

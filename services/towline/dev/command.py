@@ -1,0 +1,131 @@
+"""``towline dev``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from towline.contracts.errors import TowlineError
+from towline.dev.console import Console
+from towline.dev.errors import DevError
+from towline.dev.stack import ADDRESS_VARIABLES, Stack, StackPlan
+from towline.dev.supervisor import Supervisor
+from towline.dev.workspace import Workspace, env_lines, open_workspace, write_atomically
+
+app = typer.Typer(help="The whole stack on this machine.", pretty_exceptions_enable=False)
+
+USUAL_PORTS: Final = {"kafka": 9092, "valkey": 6379, "scheduler": 8080, "relay": 8000}
+"""The settings' defaults, so that other commands need no addresses; free ones if these are taken."""
+EXAMPLES: Final = "examples.all:setup_worker"
+SAMPLE: Final = "towline.cli.sample_app:setup_worker"
+
+
+@app.command()
+def dev(
+    app_path: Annotated[
+        str | None,
+        typer.Option("--app", metavar="MODULE:ATTR", help="App of the worker. Default: the examples."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps all data. Default: a temporary one, removed at the end."),
+    ] = None,
+    env_file: Annotated[
+        Path | None,
+        typer.Option(help="Written with the addresses (NAME=value) once all is ready."),
+    ] = None,
+    free_ports: Annotated[
+        bool, typer.Option("--free-ports", help="Any free ports, not the usual ones.")
+    ] = False,
+) -> None:
+    """Start Kafka, Valkey, scheduler, bridge, worker and relay, and keep them up until Ctrl-C.
+
+    A part whose address is in the environment (TOWLINE_KAFKA_BOOTSTRAP, TOWLINE_REDIS_URL,
+    TOWLINE_SCHEDULER_ADDRESS, TOWLINE_RELAY_URL) is used instead of started.
+    """
+    console = Console()
+    try:
+        with open_workspace(data) as workspace:
+            _serve(workspace, console, app_path or default_app(), env_file, free_ports=free_ports)
+        status = 0
+    except (DevError, TowlineError, OSError, ValueError) as error:
+        sys.stdout.flush()
+        sys.stderr.write(f"towline dev: {error}\n")
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A thread may still be at a download that is of no use now; nothing else is left to do.
+    os._exit(status)
+
+
+def default_app() -> str:
+    """The examples where they can be imported (in the repository), else a small app of Towline's own."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return EXAMPLES if find_spec("examples.all") is not None else SAMPLE
+    except ModuleNotFoundError:
+        return SAMPLE
+
+
+def given_addresses(environment: Mapping[str, str]) -> dict[str, str]:
+    """Addresses of parts that run already."""
+    return {name: environment[name] for name in ADDRESS_VARIABLES if environment.get(name)}
+
+
+def _serve(
+    workspace: Workspace, console: Console, app_path: str, env_file: Path | None, *, free_ports: bool
+) -> None:
+    if env_file is not None:
+        env_file.unlink(missing_ok=True)  # of an earlier stack, with its addresses
+    for name in workspace.stop_leftovers():
+        console.line("dev", f"stopped {name}, left by a towline dev that was killed")
+    plan = StackPlan(
+        data=workspace.path,
+        app=app_path,
+        given=given_addresses(os.environ),
+        settings={"TOWLINE_LOG_FORMAT": os.environ.get("TOWLINE_LOG_FORMAT", "human")},
+        ports=({} if free_ports else USUAL_PORTS) | workspace.last_ports(),
+    )
+    stack = Stack(plan, sink=console.line)
+
+    def on_ready() -> None:
+        workspace.remember_ports(stack.ports())
+        if env_file is not None:
+            write_atomically(env_file, env_lines(stack.addresses))
+        console.say(summary(stack, env_file))
+
+    supervisor = Supervisor(stack, say=lambda text: console.line("dev", text), on_ready=on_ready)
+    try:
+        asyncio.run(_supervise(supervisor))
+    finally:
+        if env_file is not None:
+            env_file.unlink(missing_ok=True)
+
+
+async def _supervise(supervisor: Supervisor) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, supervisor.stop)
+    await supervisor.run()
+
+
+def summary(stack: Stack, env_file: Path | None) -> str:
+    """What a person wants to know once all is ready."""
+    addresses = "\n".join(f"  {name}={value}" for name, value in sorted(stack.addresses.items()))
+    first = f"set -a; . {env_file}; set +a" if env_file is not None else "(with the variables above set)"
+    relay = stack.addresses.get("TOWLINE_RELAY_URL")
+    console = f"\n  open {relay}   # the console" if relay else ""
+    return (
+        f"\nTowline is ready, serving {stack.plan.app}.\n{addresses}\n\n"
+        f"Try, in another terminal:\n  {first}\n"
+        '  towline publish agent.Joker --input \'{"message": "Tell me a joke."}\' --follow\n'
+        f"  towline results --follow{console}\nCtrl-C stops all of it.\n"
+    )
