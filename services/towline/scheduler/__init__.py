@@ -1,1 +1,1 @@
-"""See docs/architecture.md for what this part does and does not do."""
+"""A durable Durable Task scheduler for one machine: gRPC, SQLite. See docs/scheduler.md."""

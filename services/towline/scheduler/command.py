@@ -1,0 +1,191 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# grpcio has no types of its own.
+"""Command line: ``towline scheduler``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import grpc
+import typer
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+from pydantic import ValidationError
+
+from towline.scheduler import logs
+from towline.scheduler.server.app import Server, serve
+from towline.scheduler.settings import ConfigurationError, SchedulerSettings
+from towline.scheduler.store.database import FILE_NAME
+from towline.scheduler.store.database import backup as copy_database
+from towline.scheduler.store.errors import StoreError
+
+app = typer.Typer(
+    name="scheduler",
+    help="Run the durable scheduler: a Durable Task server for one machine, on SQLite.",
+    add_completion=False,
+)
+_log = logging.getLogger("towline.scheduler")
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def _help(name: str) -> str:
+    return SchedulerSettings.model_fields[name].description or ""
+
+
+def _option(name: str) -> Any:
+    return typer.Option(help=_help(name), show_default=False)
+
+
+@app.callback(invoke_without_command=True)
+def run(
+    context: typer.Context,
+    data: Annotated[Path | None, _option("data")] = None,
+    listen: Annotated[str | None, _option("listen")] = None,
+    metrics_listen: Annotated[str | None, _option("metrics_listen")] = None,
+    port_file: Annotated[Path | None, _option("port_file")] = None,
+    tls_cert: Annotated[Path | None, _option("tls_cert")] = None,
+    tls_key: Annotated[Path | None, _option("tls_key")] = None,
+    token: Annotated[str | None, _option("token")] = None,
+    test_clock: Annotated[bool | None, typer.Option("--test-clock", help=_help("test_clock"))] = None,
+    retention_s: Annotated[float | None, _option("retention_s")] = None,
+    grace_s: Annotated[float | None, _option("grace_s")] = None,
+    orchestration_lease_s: Annotated[float | None, _option("orchestration_lease_s")] = None,
+    activity_lease_s: Annotated[float | None, _option("activity_lease_s")] = None,
+    entity_lease_s: Annotated[float | None, _option("entity_lease_s")] = None,
+    max_work_item_bytes: Annotated[int | None, _option("max_work_item_bytes")] = None,
+    max_history_events: Annotated[int | None, _option("max_history_events")] = None,
+    log_level: Annotated[str, typer.Option(help="Least level of logs")] = "info",
+) -> None:
+    """Run the server until SIGTERM or Ctrl-C. Every flag is also an environment variable, TOWLINE_SCHEDULER_..."""
+    if context.invoked_subcommand is not None:
+        return
+    given = {
+        name: value for name, value in context.params.items() if value is not None and name != "log_level"
+    }
+    logs.configure(log_level)
+    try:
+        settings = SchedulerSettings(**given)
+        asyncio.run(serve(settings, lambda server: _ready(server, settings)))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        _fail(f"--{'-'.join(map(str, problem['loc'])).replace('_', '-')}: {problem['msg']}")
+    except (ConfigurationError, StoreError) as error:
+        _fail(str(error))
+
+
+def _ready(server: Server, settings: SchedulerSettings) -> None:
+    if settings.port_file is not None:
+        # Readers never see half an address.
+        partial = settings.port_file.with_name(settings.port_file.name + ".partial")
+        partial.write_text(server.address + "\n", encoding="utf-8")
+        partial.rename(settings.port_file)
+    _log.info(
+        "server.ready",
+        extra={
+            "address": server.address,
+            "metrics": server.metrics_address or None,
+            "data": str(settings.data),
+            "test_clock": settings.test_clock,
+            "pid": os.getpid(),
+        },
+    )
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"towline scheduler: {message}", err=True)
+    raise typer.Exit(2)
+
+
+_Address = Annotated[
+    str, typer.Option(help="Address of the server, HOST:PORT", envvar="TOWLINE_SCHEDULER_ADDRESS")
+]
+_Token = Annotated[str | None, typer.Option(help="Bearer token", envvar="TOWLINE_SCHEDULER_TOKEN")]
+_Ca = Annotated[
+    Path | None, typer.Option(help="PEM file with the certificate to trust; plaintext if not given")
+]
+
+
+def _call(
+    address: str, method: str, request: Any, *, token: str | None, ca: Path | None, timeout_s: float = 60
+) -> bytes:
+    channel = (
+        grpc.insecure_channel(address)
+        if ca is None
+        else grpc.secure_channel(address, grpc.ssl_channel_credentials(ca.read_bytes()))
+    )
+    with channel:
+        call = channel.unary_unary(f"/towline.scheduler.Admin/{method}")
+        metadata = [("authorization", f"Bearer {token}")] if token else []
+        try:
+            return call(request.SerializeToString(), metadata=metadata, timeout=timeout_s)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                _fail(f"{address} does not offer {method} (time can be skipped with --test-clock only)")
+            _fail(f"{address}: {error.details()}")
+            raise
+
+
+@app.command()
+def stats(
+    address: _Address = "127.0.0.1:8080",
+    token: _Token = None,
+    ca: _Ca = None,
+) -> None:
+    """Print figures about a running server as JSON."""
+    struct = Struct.FromString(_call(address, "GetStats", Empty(), token=token, ca=ca))
+    typer.echo(json.dumps(MessageToDict(struct), indent=2, sort_keys=True))
+
+
+@app.command()
+def backup(
+    destination: Annotated[Path, typer.Argument(help="File to write; must not exist")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Data folder of the server, which may be running", envvar="TOWLINE_SCHEDULER_DATA"),
+    ] = None,
+) -> None:
+    """Copy the database as of one moment, while the server runs or not."""
+    source = (data or SchedulerSettings().data) / FILE_NAME
+    try:
+        size = copy_database(source, destination)
+    except StoreError as error:
+        _fail(str(error))
+        return
+    typer.echo(f"{destination}: {size} bytes")
+
+
+@app.command("skip-time")
+def skip_time(
+    duration: Annotated[str, typer.Argument(help="How far, for example 72h, 90m or 1d12h")],
+    address: _Address = "127.0.0.1:8080",
+    token: _Token = None,
+    ca: _Ca = None,
+) -> None:
+    """Move the clock of a server forward that runs with --test-clock."""
+    request = Duration()
+    request.FromMilliseconds(parse_duration_ms(duration))
+    now = Timestamp.FromString(_call(address, "SkipTime", request, token=token, ca=ca))
+    typer.echo(now.ToJsonString())
+
+
+def parse_duration_ms(text: str) -> int:
+    """Milliseconds of ``72h``, ``90m``, ``1d12h``; a bare number is seconds.
+
+    Raises:
+        typer.BadParameter: It is not of that form.
+    """
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return int(float(text) * 1000)
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise typer.BadParameter(f"'{text}' is no duration: write 72h, 90m or 1d12h")
+    return int(sum(float(number) * _UNITS[unit] for number, unit in parts) * 1000)

@@ -1,0 +1,173 @@
+"""Orchestrator turns: handing one out, and committing its outcome in one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from durabletask.internal import orchestrator_service_pb2 as pb
+
+from towline.scheduler.engine import actions, events, generations, lifecycle, rewind, wire
+from towline.scheduler.engine.changes import Changes
+from towline.scheduler.engine.model import CONTINUED_AS_NEW, PENDING, RUNNING, Instance, MessageKind, Turn
+from towline.scheduler.engine.ports import World
+
+
+def begin(changes: Changes, world: World, instance: Instance, token: str, now: int) -> bytes | None:
+    """Hand out a turn with everything that waits in the inbox.
+
+    Writes nothing unless the instance has to be failed because its history is too large for a work item.
+
+    Returns:
+        The encoded work item; None if the instance was failed.
+    """
+    limits = world.limits
+    messages = instance.inbox
+    if messages[0].kind == MessageKind.REWIND:
+        messages = messages[:1]  # the worker refuses a rewind in company
+    at = max(now, instance.turn_at + 1)
+    new_events = [events.orchestrator_started(at)]
+    room = limits.work_item_bytes - wire.ENVELOPE_BYTES - instance.history_bytes - len(instance.id)
+    size = len(new_events[0])
+    last_seq = -1
+    for message in messages[: limits.turn_events]:
+        length = len(message.event) + 8
+        if size + length > room and last_seq >= 0:
+            break
+        if message.kind == MessageKind.REWIND and last_seq >= 0:
+            break
+        size += length
+        last_seq = message.seq
+        if message.event:
+            new_events.append(message.event)
+    if size > room:
+        failure = events.too_large(
+            f"history of '{instance.id}'", size + instance.history_bytes, limits.work_item_bytes
+        )
+        lifecycle.fail(changes, world, instance, failure, now)
+        return None
+    instance.turn = Turn(token, at, new_events, last_seq)
+    return wire.orchestrator_item(
+        instance_id=instance.id.encode(),
+        execution_id=instance.execution_id.encode(),
+        history=world.load_history(instance),
+        new_events=new_events,
+        trace=instance.trace,
+        token=token.encode(),
+    )
+
+
+def complete(
+    changes: Changes, world: World, instance: Instance, response: pb.OrchestratorResponse, now: int
+) -> None:
+    """Commit a turn: its events, what it asked for, and its end if it ended.
+
+    The instance must have the turn that is answered. A response that makes no sense fails the instance, so that it
+    is never left running with nothing to wake it.
+    """
+    turn = instance.turn
+    assert turn is not None
+    problem = _problem(response.actions)
+    if problem is not None:
+        lifecycle.fail(changes, world, instance, events.failure("InvalidOrchestratorResponse", problem), now)
+        return
+    instance.turn_at = turn.at
+    instance.turn = None
+    instance.losses = 0
+    instance.updated = now
+    changes.touch(instance)
+    changes.take(instance, turn.last_seq)
+    if len(response.actions) == 1 and response.actions[0].HasField("rewindOrchestration"):
+        rewind.apply(changes, world, instance, response.actions[0].rewindOrchestration, now)
+        return
+    if response.HasField("orchestrationTraceContext"):
+        instance.trace = response.orchestrationTraceContext.SerializeToString() or None
+    end = _end(response.actions)
+    _set_custom_status(instance, response, end)
+    if instance.status == PENDING:
+        instance.status = RUNNING
+        changes.changed[instance.row] = instance
+
+    step = actions.Step(changes, world, instance, response, now, continuing=_continues(end))
+    confirmed = turn.events
+    for action in response.actions:
+        confirmed += actions.perform(step, action)
+    if end is not None and step.continuing:
+        generations.continue_as_new(changes, world, instance, end.completeOrchestration, now)
+        return
+    confirmed.append(events.orchestrator_completed(now))
+    if end is not None:
+        complete_action = end.completeOrchestration
+        confirmed.append(
+            lifecycle.finish(
+                changes,
+                world,
+                instance,
+                status=complete_action.orchestrationStatus,
+                output=complete_action.result.value if complete_action.HasField("result") else None,
+                failure=complete_action.failureDetails
+                if complete_action.HasField("failureDetails")
+                else None,
+                now=now,
+            )
+        )
+    changes.append_history(instance, wire.fields(wire.PAST_EVENT, confirmed), len(confirmed))
+    if end is None:
+        if instance.history_events > world.limits.history_events:
+            message = (
+                f"the history has {instance.history_events} events, the limit is {world.limits.history_events}: "
+                "use continue-as-new in loops"
+            )
+            lifecycle.fail(changes, world, instance, events.failure("HistoryTooLong", message), now)
+        elif instance.inbox:
+            changes.ready[instance.row] = instance
+
+
+def _problem(all_actions: Sequence[pb.OrchestratorAction]) -> str | None:
+    for action in all_actions:
+        kind = action.WhichOneof("orchestratorActionType")
+        if kind is None or not actions.known(action, kind):
+            return f"action {action.id} is of an unknown or incomplete kind ({kind})"
+        if kind == "rewindOrchestration" and len(all_actions) != 1:
+            return "a rewind must be the only action of its turn"
+    return None
+
+
+def _end(all_actions: Sequence[pb.OrchestratorAction]) -> pb.OrchestratorAction | None:
+    for action in all_actions:
+        if action.HasField("completeOrchestration"):
+            return action
+    return None
+
+
+def _continues(end: pb.OrchestratorAction | None) -> bool:
+    return end is not None and end.completeOrchestration.orchestrationStatus == CONTINUED_AS_NEW
+
+
+def _set_custom_status(
+    instance: Instance, response: pb.OrchestratorResponse, end: pb.OrchestratorAction | None
+) -> None:
+    # The worker replays everything, so an absent status means none. Not so in a new generation before it has set
+    # one of its own, nor when the worker only reports that it could not run the turn (action id -1).
+    if response.HasField("customStatus"):
+        instance.custom_status = response.customStatus.value
+        instance.custom_inherited = False
+    elif not instance.custom_inherited and not (end is not None and end.id == -1):
+        instance.custom_status = None
+
+
+def lost(changes: Changes, world: World, instance: Instance, now: int, *, counts: bool) -> None:
+    """A turn was abandoned, or its worker went away. The same messages go out again.
+
+    Args:
+        changes: Batch to write to.
+        world: Access to the rest.
+        instance: Instance whose turn it was.
+        now: Time in microseconds.
+        counts: Whether the turn may be what killed the worker.
+    """
+    instance.turn = None
+    if counts:
+        instance.losses += 1
+        if instance.losses >= world.limits.losses:
+            message = f"the turn was handed out {instance.losses} times and its worker was lost each time"
+            lifecycle.fail(changes, world, instance, events.failure("PoisonWorkItem", message), now)

@@ -1,0 +1,136 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# grpcio has no types of its own.
+"""Two small services beside the protocol: ``towline.scheduler.Admin`` and ``grpc.health.v1.Health``.
+
+``Admin`` speaks well-known types only, so that a caller needs no generated code:
+
+=========  ==========================  ==================================
+method     request                     response
+=========  ==========================  ==================================
+SkipTime   google.protobuf.Duration    google.protobuf.Timestamp (the new time); with ``--test-clock`` only
+GetTime    google.protobuf.Empty       google.protobuf.Timestamp
+GetStats   google.protobuf.Empty       google.protobuf.Struct
+Backup     google.protobuf.StringValue google.protobuf.Int64Value (bytes); the value is a path on the server
+=========  ==========================  ==================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.wrappers_pb2 import Int64Value, StringValue
+
+from towline.scheduler.engine.errors import InvalidRequestError, PreconditionError, SchedulerError
+from towline.scheduler.engine.wire import timestamp
+from towline.scheduler.server.readers import Readers
+from towline.scheduler.server.rpc import Binding, refuse, unary
+from towline.scheduler.server.runtime import Runtime
+from towline.scheduler.server.stats import collect
+from towline.scheduler.store.database import backup
+from towline.scheduler.store.errors import StoreError
+
+ADMIN_SERVICE: Final = "towline.scheduler.Admin"
+HEALTH_SERVICE: Final = "grpc.health.v1.Health"
+_SERVING: Final = b"\x08\x01"
+_NOT_SERVING: Final = b"\x08\x02"
+
+
+class Admin:
+    """Operations of whoever runs the server. Asks for the same token as everything else."""
+
+    def __init__(self, runtime: Runtime, readers: Readers, binding: Binding) -> None:
+        self._runtime = runtime
+        self._readers = readers
+        self._binding = binding
+
+    def handlers(self) -> Any:
+        """Handlers of the service."""
+        methods = {
+            "GetTime": unary(self._guard(self._get_time), Empty.FromString),
+            "GetStats": unary(self._guard(self._get_stats), Empty.FromString),
+            "Backup": unary(self._guard(self._backup), StringValue.FromString),
+        }
+        if self._runtime.test_clock:
+            methods["SkipTime"] = unary(self._guard(self._skip_time), Duration.FromString)
+        return grpc.method_handlers_generic_handler(ADMIN_SERVICE, methods)
+
+    def _guard(self, method: Callable[[Any], Awaitable[bytes]]) -> Callable[[Any, Any], Awaitable[bytes]]:
+        async def call(request: Any, context: Any) -> bytes:
+            try:
+                self._binding.metadata(context)
+                return await method(request)
+            except (SchedulerError, PermissionError) as error:
+                return await refuse(context, error)
+
+        return call
+
+    async def _skip_time(self, request: Duration) -> bytes:
+        runtime = self._runtime
+        us = request.ToMicroseconds()
+        if us < 0:
+            raise InvalidRequestError("time can only be skipped forward")
+        runtime.clock.skip(us)
+        runtime.journal.changes.rows.append(("set_meta", ("clock_offset_us", str(runtime.clock.offset_us))))
+        runtime.timers.arm()
+        await runtime.journal.commit()
+        return timestamp(runtime.clock.now()).SerializeToString()
+
+    async def _get_time(self, _request: Empty) -> bytes:
+        return timestamp(self._runtime.clock.now()).SerializeToString()
+
+    async def _get_stats(self, _request: Empty) -> bytes:
+        struct = Struct()
+        struct.update(await collect(self._runtime, self._readers))
+        return struct.SerializeToString()
+
+    async def _backup(self, request: StringValue) -> bytes:
+        path = Path(request.value)
+        if not path.is_absolute():
+            raise InvalidRequestError("the destination of a backup must be an absolute path")
+        try:
+            size = await asyncio.to_thread(backup, self._runtime.path, path)
+        except StoreError as error:
+            raise PreconditionError(str(error)) from error
+        return Int64Value(value=size).SerializeToString()
+
+
+class Health:
+    """The standard health protocol; its two messages are small enough to write by hand. Asks for no token."""
+
+    def __init__(self) -> None:
+        self._serving = True
+        self._changed = asyncio.Event()
+
+    def stop(self) -> None:
+        """Say that the server is going away."""
+        self._serving = False
+        self._changed.set()
+
+    def handlers(self) -> Any:
+        """Handlers of the service."""
+        return grpc.method_handlers_generic_handler(
+            HEALTH_SERVICE,
+            {
+                "Check": unary(self._check, bytes),
+                "Watch": grpc.unary_stream_rpc_method_handler(self._watch, bytes, bytes),
+            },
+        )
+
+    def _status(self) -> bytes:
+        return _SERVING if self._serving else _NOT_SERVING
+
+    async def _check(self, _request: bytes, _context: Any) -> bytes:
+        return self._status()
+
+    async def _watch(self, _request: bytes, _context: Any) -> AsyncIterator[bytes]:
+        yield self._status()
+        if self._serving:
+            await self._changed.wait()
+            yield self._status()

@@ -1,0 +1,164 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# grpcio has no types of its own.
+"""Starting, running and stopping the server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from typing import Any, Final
+
+import grpc.aio
+
+from towline.scheduler.server.admin import Admin, Health
+from towline.scheduler.server.http import MetricsServer
+from towline.scheduler.server.readers import Readers
+from towline.scheduler.server.rpc import Binding
+from towline.scheduler.server.runtime import Runtime
+from towline.scheduler.server.service import Service
+from towline.scheduler.server.stats import prometheus
+from towline.scheduler.server.upkeep import Upkeep
+from towline.scheduler.settings import ConfigurationError, SchedulerSettings, split_address
+from towline.scheduler.store import failpoints
+from towline.scheduler.store.database import FILE_NAME, FolderLock, connect, migrate, open_folder
+
+_log = logging.getLogger(__name__)
+
+_STOP_GRACE_S: Final = 1.0
+"""Seconds that calls under way get when the server stops."""
+
+
+class Server:
+    """One scheduler process."""
+
+    def __init__(self, settings: SchedulerSettings) -> None:
+        self._settings = settings
+        self._lock: FolderLock | None = None
+        self._closers: list[Callable[[], None]] = []
+        self.address = ""
+        self.metrics_address = ""
+
+    async def start(self) -> None:
+        """Open the data, rebuild what is runnable, then listen.
+
+        Raises:
+            StoreError: The data folder can't be used.
+            ConfigurationError: Settings are unsafe or an address can't be bound.
+        """
+        settings = self._settings
+        settings.check()
+        failpoints.arm_from(os.environ.get("TOWLINE_SCHEDULER_FAILPOINTS", ""))
+        self._lock = open_folder(settings.data)
+        path = settings.data / FILE_NAME
+        writer = connect(path)
+        self._closers.append(writer.close)
+        migrate(writer, path)
+        runtime = Runtime(
+            path,
+            writer,
+            limits=settings.limits(),
+            cache=settings.cache(),
+            leases=settings.leases(),
+            test_clock=settings.test_clock,
+        )
+        self.runtime = runtime
+        self._readers = Readers(path)
+        runtime.recover()
+        token = settings.token.get_secret_value() if settings.token is not None else None
+        binding = Binding(runtime, Service(runtime, self._readers), token)
+        self._health = Health()
+        self._grpc = grpc.aio.server(options=_options(settings))
+        self._grpc.add_generic_rpc_handlers(
+            (
+                binding.handlers(),
+                self._health.handlers(),
+                Admin(runtime, self._readers, binding).handlers(),
+            )
+        )
+        self._bind()
+        await self._grpc.start()
+        self._upkeep = Upkeep(
+            runtime, self._readers, ping_s=settings.health_ping_s, retention_s=settings.retention_s
+        )
+        self._upkeep.start()
+        self._metrics = MetricsServer(lambda: prometheus(runtime))
+        if settings.metrics_listen is not None:
+            host, port = split_address("--metrics-listen", settings.metrics_listen)
+            self.metrics_address = await self._metrics.start(host, port)
+
+    def _bind(self) -> None:
+        host, port = split_address("--listen", self._settings.listen)
+        host = f"[{host}]" if ":" in host else host
+        target = f"{host}:{port}"
+        try:
+            if self._settings.tls_cert is not None and self._settings.tls_key is not None:
+                pair = (self._settings.tls_key.read_bytes(), self._settings.tls_cert.read_bytes())
+                bound = self._grpc.add_secure_port(target, grpc.ssl_server_credentials((pair,)))
+            else:
+                bound = self._grpc.add_insecure_port(target)
+        except (RuntimeError, OSError) as error:
+            raise ConfigurationError(f"cannot listen on {target}: {error}") from error
+        if not bound:
+            raise ConfigurationError(f"cannot listen on {target}")
+        self.address = f"{host}:{bound}"
+
+    async def stop(self) -> None:
+        """End worker streams and calls, flush, close. Takes at most about two seconds."""
+        self._health.stop()
+        await self._upkeep.stop()
+        # A clean end makes workers reconnect without counting a failure.
+        for streams in list(self.runtime.dispatcher.streams.values()):
+            for stream in list(streams):
+                stream.close()
+        await self._grpc.stop(_STOP_GRACE_S)
+        await self._metrics.stop()
+        await self.runtime.journal.commit()
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and give the folder back."""
+        if hasattr(self, "_readers"):
+            self._readers.close()
+            self.runtime.close()
+        for close in self._closers:
+            close()
+        if self._lock is not None:
+            self._lock.release()
+
+
+def _options(settings: SchedulerSettings) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_receive_bytes),
+        ("grpc.max_send_message_length", -1),
+        # A second server on the same port would take half of the connections.
+        ("grpc.so_reuseport", 0),
+        # Find workers that are frozen or unplugged: nothing else tells.
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.max_ping_strikes", 0),
+    ]
+
+
+async def serve(settings: SchedulerSettings, ready: Callable[[Server], None]) -> None:
+    """Run until SIGTERM or SIGINT."""
+    server = Server(settings)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    try:
+        await server.start()
+    except BaseException:
+        server.close()
+        raise
+    ready(server)
+    await stopped.wait()
+    _log.info("server.stopping")
+    await server.stop()

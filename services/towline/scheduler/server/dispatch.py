@@ -1,0 +1,322 @@
+"""Which work goes to which worker: queues of runnable work, streams with capacity, leases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final, TypeAlias
+
+from durabletask.internal import orchestrator_service_pb2 as pb
+
+from towline.scheduler.engine.model import Activity
+
+
+class Kind(IntEnum):
+    """Kinds of work items."""
+
+    ORCHESTRATION = 0
+    ACTIVITY = 1
+    ENTITY = 2
+
+
+Subject: TypeAlias = "tuple[int, str] | Activity"
+"""What a work item is about: hub and id of an instance or entity (which need not be in memory), or an activity."""
+
+DEFAULT_CAPACITY: Final = 200
+"""Work items that a worker gets which names no limit for a kind."""
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One runnable thing, from being queued until it is answered."""
+
+    kind: Kind
+    hub: int
+    name: str
+    version: str
+    subject: Subject
+    number: int = 0
+    """Order in which things became runnable."""
+    lost_by: Stream | None = None
+    """Stream that had it last: another one is preferred."""
+    token: str = ""
+    deadline: float = 0.0
+    lease_s: float = 0.0
+
+
+Filter: TypeAlias = Mapping[str, frozenset[str]] | None
+"""Accepted names with their versions (none listed: all); None: everything."""
+
+
+def filters_of(request: pb.GetWorkItemsRequest) -> tuple[Filter, Filter, Filter]:
+    """What a worker accepts of each kind. An empty list means nothing of that kind."""
+    if not request.HasField("workItemFilters"):
+        return None, None, None
+    listed = request.workItemFilters
+    orchestrations: dict[str, frozenset[str]] = {}
+    for item in listed.orchestrations:
+        orchestrations[item.name] = _merge(orchestrations.get(item.name), frozenset(item.versions))
+    activities: dict[str, frozenset[str]] = {}
+    for item in listed.activities:
+        activities[item.name] = _merge(activities.get(item.name), frozenset(item.versions))
+    return orchestrations, activities, {item.name.lower(): frozenset[str]() for item in listed.entities}
+
+
+def _merge(before: frozenset[str] | None, versions: frozenset[str]) -> frozenset[str]:
+    # "All versions" (an empty set) swallows any list.
+    if before is None:
+        return versions
+    return before | versions if before and versions else frozenset()
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """One worker's stream of work items."""
+
+    hub: int
+    worker: str
+    capacity: tuple[int, int, int]
+    filters: tuple[Filter, Filter, Filter]
+    outstanding: list[int] = field(default_factory=lambda: [0, 0, 0])
+    pending: deque[Work | None] = field(default_factory=deque["Work | None"])
+    """Assigned and not yet written; None stands for a health ping."""
+    held: dict[str, Work] = field(default_factory=dict[str, Work])
+    """Written and not yet answered, by token."""
+    closed: bool = False
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def accepts(self, kind: Kind, name: str, version: str) -> bool:
+        """Whether the worker wants work of this kind."""
+        wanted = self.filters[kind]
+        if wanted is None:
+            return True
+        versions = wanted.get(name)
+        return versions is not None and (not versions or version in versions)
+
+    def free(self, kind: Kind) -> bool:
+        """Whether it may get one more."""
+        return self.outstanding[kind] < self.capacity[kind]
+
+    @property
+    def load(self) -> int:
+        """How much it has to do."""
+        return sum(self.outstanding)
+
+    def push(self, work: Work | None) -> None:
+        """Give it work (None: a health ping)."""
+        self.pending.append(work)
+        self._wake.set()
+
+    def close(self) -> None:
+        """Let it end."""
+        self.closed = True
+        self._wake.set()
+
+    async def wait(self) -> None:
+        """Return when there is something to write, or it was closed."""
+        if not self.pending and not self.closed:
+            self._wake.clear()
+            await self._wake.wait()
+
+
+_Key: TypeAlias = tuple[str, str]
+
+
+class Dispatcher:
+    """Queues by (hub, kind, name, version), so that work which nobody wants blocks nothing else."""
+
+    def __init__(self) -> None:
+        self.streams: dict[int, list[Stream]] = {}
+        self.redeliveries = 0
+        self._queues: dict[tuple[int, Kind], dict[_Key, deque[Work]]] = {}
+        self._queued: set[tuple[Kind, int | tuple[int, str]]] = set()
+        self._held_back: set[tuple[Kind, int | tuple[int, str]]] = set()
+        self._number = 0
+        self.waiting = [0, 0, 0]
+
+    # -- queueing
+
+    def offer(self, work: Work) -> None:
+        """Hand work out, or queue it. The same subject is queued once."""
+        identity = _identity(work)
+        if identity in self._queued or identity in self._held_back:
+            return
+        self._queued.add(identity)
+        self._number += 1
+        work.number = self._number
+        self.waiting[work.kind] += 1
+        stream = self._choose(work)
+        if stream is not None:
+            self._assign(stream, work)
+            return
+        queues = self._queues.setdefault((work.hub, work.kind), {})
+        key = (work.name, work.version)
+        queue = queues.get(key)
+        if queue is None:
+            queue = queues[key] = deque()
+        queue.append(work)
+
+    def hold_back(self, work: Work, delay_s: float, then: Callable[[], None]) -> None:
+        """Offer nothing about this subject for a while, then call ``then``."""
+        identity = _identity(work)
+        self._held_back.add(identity)
+
+        def release() -> None:
+            self._held_back.discard(identity)
+            then()
+
+        asyncio.get_running_loop().call_later(delay_s, release)
+
+    def let_go(self, kind: Kind, subject: Subject) -> None:
+        """Hold a subject back no longer."""
+        if self._held_back:
+            self._held_back.discard((kind, subject.row if isinstance(subject, Activity) else subject))
+
+    def _choose(self, work: Work) -> Stream | None:
+        best: Stream | None = None
+        best_load = 0
+        for stream in self.streams.get(work.hub, ()):
+            if (
+                not stream.free(work.kind)
+                or stream.closed
+                or not stream.accepts(work.kind, work.name, work.version)
+            ):
+                continue
+            load = stream.load + (1_000_000 if stream is work.lost_by else 0)
+            if best is None or load < best_load:
+                best, best_load = stream, load
+        return best
+
+    def _assign(self, stream: Stream, work: Work) -> None:
+        stream.outstanding[work.kind] += 1
+        stream.push(work)
+
+    def _fill(self, stream: Stream, kind: Kind) -> None:
+        queues = self._queues.get((stream.hub, kind))
+        while queues and stream.free(kind) and not stream.closed:
+            oldest: deque[Work] | None = None
+            for (name, version), queue in queues.items():
+                if (oldest is None or queue[0].number < oldest[0].number) and stream.accepts(
+                    kind, name, version
+                ):
+                    oldest = queue
+            if oldest is None:
+                return
+            work = oldest.popleft()
+            if not oldest:
+                del queues[work.name, work.version]
+            self._assign(stream, work)
+
+    # -- streams
+
+    def attach(self, stream: Stream) -> None:
+        """A worker is there."""
+        self.streams.setdefault(stream.hub, []).append(stream)
+        for kind in Kind:
+            self._fill(stream, kind)
+
+    def detach(self, stream: Stream) -> list[Work]:
+        """A worker's stream has ended. What it was not yet sent goes to others at once.
+
+        Returns:
+            The work that it was sent and has not answered.
+        """
+        stream.closed = True
+        streams = self.streams.get(stream.hub, [])
+        if stream in streams:
+            streams.remove(stream)
+        if not streams:
+            self.streams.pop(stream.hub, None)
+        unsent = [work for work in stream.pending if work is not None]
+        stream.pending.clear()
+        for work in unsent:
+            self.waiting[work.kind] -= 1
+            self._queued.discard(_identity(work))
+            self.offer(work)
+        lost = list(stream.held.values())
+        stream.held.clear()
+        return lost
+
+    # -- leases
+
+    def sent(self, stream: Stream, work: Work) -> None:
+        """Work is about to be written to a stream under ``work.token``."""
+        self.waiting[work.kind] -= 1
+        self._queued.discard(_identity(work))
+        stream.held[work.token] = work
+
+    def skipped(self, stream: Stream, work: Work) -> None:
+        """Assigned work turned out to be no longer wanted."""
+        self.waiting[work.kind] -= 1
+        self._queued.discard(_identity(work))
+        stream.outstanding[work.kind] -= 1
+        self._fill(stream, work.kind)
+
+    def answered(self, stream: Stream, token: str) -> Work | None:
+        """A worker is done with something: it has room again."""
+        work = stream.held.pop(token, None)
+        if work is not None:
+            stream.outstanding[work.kind] -= 1
+            self._fill(stream, work.kind)
+        return work
+
+    def expired(self, now: float) -> list[tuple[Stream, Work]]:
+        """Take back what is past its deadline (of ``loop.time()``)."""
+        found: list[tuple[Stream, Work]] = []
+        for streams in list(self.streams.values()):
+            for stream in list(streams):
+                late = [token for token, work in stream.held.items() if work.deadline <= now]
+                found += [
+                    (stream, work) for token in late if (work := self.answered(stream, token)) is not None
+                ]
+        return found
+
+    def ping(self) -> None:
+        """Send every idle stream a sign of life: workers drop one that is silent for two minutes."""
+        for streams in self.streams.values():
+            for stream in streams:
+                if not stream.pending:
+                    stream.push(None)
+
+    def drop_hub(self, hub: int) -> None:
+        """Forget what is queued for a hub, and end its streams."""
+        for kind in Kind:
+            for queue in self._queues.pop((hub, kind), {}).values():
+                for work in queue:
+                    self.waiting[kind] -= 1
+                    self._queued.discard(_identity(work))
+        for stream in list(self.streams.get(hub, ())):
+            stream.close()
+
+    def clear(self) -> None:
+        """Forget what is queued and handed out; the streams stay."""
+        self._queues.clear()
+        self._queued.clear()
+        self.waiting = [0, 0, 0]
+        for streams in self.streams.values():
+            for stream in streams:
+                stream.pending.clear()
+                stream.held.clear()
+                stream.outstanding = [0, 0, 0]
+
+    def counts(self) -> dict[str, int]:
+        """Work items by kind and state, for metrics."""
+        counts = {"streams": sum(map(len, self.streams.values()))}
+        for kind in Kind:
+            counts[f"waiting_{kind.name.lower()}"] = self.waiting[kind]
+            counts[f"leased_{kind.name.lower()}"] = sum(
+                1
+                for streams in self.streams.values()
+                for stream in streams
+                for work in stream.held.values()
+                if work.kind == kind
+            )
+        return counts
+
+
+def _identity(work: Work) -> tuple[Kind, int | tuple[int, str]]:
+    subject = work.subject
+    return work.kind, subject.row if isinstance(subject, Activity) else subject

@@ -1,0 +1,379 @@
+"""The RPCs of ``TaskHubSidecarService``. One method each; the table at the end names request types."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeAlias
+
+from durabletask.internal import orchestrator_service_pb2 as pb
+from google.protobuf.empty_pb2 import Empty
+
+from towline.scheduler.engine import entities, lifecycle, rewind
+from towline.scheduler.engine.errors import InvalidRequestError, NotFoundError, TooLargeError
+from towline.scheduler.engine.model import PENDING, Instance
+from towline.scheduler.server import queries, views
+from towline.scheduler.server.readers import Readers
+from towline.scheduler.server.runtime import Runtime
+
+_PURGE_BATCH: Final = 200
+
+Reply: TypeAlias = bytes
+EMPTY: Final = b""
+
+
+class Service:
+    """Answers clients and workers. ``hub`` is the task hub that the call names."""
+
+    def __init__(self, runtime: Runtime, readers: Readers) -> None:
+        self._runtime = runtime
+        self._readers = readers
+        self._durable = runtime.journal.commit
+
+    # -- checks
+
+    def _check_payload(self, what: str, value: str) -> None:
+        limit = self._runtime.world.limits.payload_bytes
+        if len(value) * 4 > limit and (size := len(value.encode())) > limit:
+            raise TooLargeError(f"{what} has {size} bytes, the limit is {limit} bytes")
+
+    # -- clients: instances
+
+    async def hello(self, _request: Empty, _hub: int) -> Reply:
+        return EMPTY
+
+    async def start_instance(self, request: pb.CreateInstanceRequest, hub: int) -> Reply:
+        self._check_payload("input", request.input.value)
+        if not request.name:
+            raise InvalidRequestError("an orchestration needs a name")
+        if request.instanceId.startswith("@"):
+            raise InvalidRequestError("ids that start with '@' are those of entities")
+        instance = self._runtime.change(
+            lambda changes, world, now: lifecycle.start(changes, world, hub, request, now)
+        )
+        await self._durable()
+        return pb.CreateInstanceResponse(instanceId=instance.id).SerializeToString()
+
+    def _find(self, hub: int, instance_id: str) -> Instance | None:
+        return self._runtime.world.instance(hub, instance_id)
+
+    async def _settled(self, hub: int, instance_id: str) -> Instance | None:
+        """The instance as it is on disk: what is shown must not be undone by a failed commit."""
+        instance = self._find(hub, instance_id)
+        if (instance is not None and instance.pins) or (
+            instance is None and self._is_dying(hub, instance_id)
+        ):
+            await self._durable()
+            instance = self._find(hub, instance_id)
+        return instance
+
+    def _is_dying(self, hub: int, instance_id: str) -> bool:
+        return self._runtime.world.known_instance(hub, instance_id) is not None
+
+    def _reply(self, instance: Instance | None, request: pb.GetInstanceRequest) -> Reply:
+        if instance is None:
+            return pb.GetInstanceResponse(exists=False).SerializeToString()
+        payloads = request.getInputsAndOutputs
+        data = self._runtime.world.load_input(instance) if payloads else None
+        state = views.instance_state(instance, payloads=payloads, data=data)
+        return pb.GetInstanceResponse(exists=True, orchestrationState=state).SerializeToString()
+
+    async def get_instance(self, request: pb.GetInstanceRequest, hub: int) -> Reply:
+        return self._reply(await self._settled(hub, request.instanceId), request)
+
+    async def wait_for_start(self, request: pb.GetInstanceRequest, hub: int) -> Reply:
+        return await self._wait(request, hub, lambda instance: instance.status != PENDING)
+
+    async def wait_for_completion(self, request: pb.GetInstanceRequest, hub: int) -> Reply:
+        return await self._wait(request, hub, lambda instance: instance.terminal)
+
+    async def _wait(
+        self, request: pb.GetInstanceRequest, hub: int, reached: Callable[[Instance], bool]
+    ) -> Reply:
+        # The caller's deadline cancels this; without one it waits as long as the caller does.
+        while True:
+            instance = await self._settled(hub, request.instanceId)
+            if instance is None or reached(instance):
+                return self._reply(instance, request)
+            await self._runtime.waiters.wait(instance.row)
+
+    async def raise_event(self, request: pb.RaiseEventRequest, hub: int) -> Reply:
+        self._check_payload("event data", request.input.value)
+        data = request.input.value if request.HasField("input") else None
+        self._runtime.change(
+            lambda changes, world, now: lifecycle.raise_event(
+                changes, world, hub, request.instanceId, request.name, data, now
+            )
+        )
+        await self._durable()
+        return EMPTY
+
+    async def terminate(self, request: pb.TerminateRequest, hub: int) -> Reply:
+        output = request.output.value if request.HasField("output") else None
+        self._runtime.change(
+            lambda changes, world, now: lifecycle.terminate(
+                changes, world, hub, request.instanceId, output, recursive=request.recursive, now=now
+            )
+        )
+        await self._durable()
+        return EMPTY
+
+    async def suspend(self, request: pb.SuspendRequest, hub: int) -> Reply:
+        reason = request.reason.value if request.HasField("reason") else None
+        self._runtime.change(
+            lambda changes, world, now: lifecycle.suspend(
+                changes, world, hub, request.instanceId, reason, now
+            )
+        )
+        await self._durable()
+        return EMPTY
+
+    async def resume(self, request: pb.ResumeRequest, hub: int) -> Reply:
+        reason = request.reason.value if request.HasField("reason") else None
+        self._runtime.change(
+            lambda changes, world, now: lifecycle.resume(changes, world, hub, request.instanceId, reason, now)
+        )
+        await self._durable()
+        return EMPTY
+
+    async def rewind(self, request: pb.RewindInstanceRequest, hub: int) -> Reply:
+        reason = request.reason.value if request.HasField("reason") else None
+        self._runtime.change(
+            lambda changes, world, now: rewind.request(changes, world, hub, request.instanceId, reason, now)
+        )
+        await self._durable()
+        return EMPTY
+
+    async def restart(self, request: pb.RestartInstanceRequest, hub: int) -> Reply:
+        instance = self._runtime.change(
+            lambda changes, world, now: lifecycle.restart(
+                changes, world, hub, request.instanceId, new_id=request.restartWithNewInstanceId, now=now
+            )
+        )
+        await self._durable()
+        return pb.RestartInstanceResponse(instanceId=instance.id).SerializeToString()
+
+    async def query_instances(self, request: pb.QueryInstancesRequest, hub: int) -> Reply:
+        response = await self._readers.run(
+            lambda connection: queries.query_instances(connection, hub, request.query)
+        )
+        return response.SerializeToString()
+
+    async def list_ids(self, request: pb.ListInstanceIdsRequest, hub: int) -> Reply:
+        response = await self._readers.run(lambda connection: queries.list_ids(connection, hub, request))
+        return response.SerializeToString()
+
+    async def history(self, request: pb.StreamInstanceHistoryRequest, hub: int) -> list[bytes]:
+        """Chunks of the committed history."""
+        instance = await self._settled(hub, request.instanceId)
+        if instance is None:
+            raise NotFoundError(f"no orchestration instance with the id '{request.instanceId}'")
+        row, upto = instance.row, instance.history_seq
+        return await self._readers.run(lambda connection: list(queries.history_chunks(connection, row, upto)))
+
+    async def purge(self, request: pb.PurgeInstancesRequest, hub: int) -> Reply:
+        which = request.WhichOneof("request")
+        complete = True
+        if which == "purgeInstanceFilter":
+            count, complete = await self._purge_by_filter(
+                request.purgeInstanceFilter, hub, recursive=request.recursive
+            )
+        else:
+            ids = [request.instanceId] if which == "instanceId" else list(request.instanceBatch.instanceIds)
+            count = 0
+            for start in range(0, len(ids), _PURGE_BATCH):
+                count += self._purge(ids[start : start + _PURGE_BATCH], hub, recursive=request.recursive)
+                await self._durable()
+        response = pb.PurgeInstancesResponse(deletedInstanceCount=count)
+        response.isComplete.value = complete
+        return response.SerializeToString()
+
+    def _purge(self, ids: list[str], hub: int, *, recursive: bool) -> int:
+        runtime = self._runtime
+        count = 0
+        for instance_id in ids:
+            if entities.is_entity_id(instance_id):
+                count += self._purge_entity(instance_id, hub)
+                continue
+            instance = self._find(hub, instance_id)
+            if instance is not None:
+                count += runtime.change(
+                    lambda changes, world, _now, found=instance: lifecycle.purge(
+                        changes, world, found, recursive=recursive
+                    )
+                )
+        return count
+
+    def _purge_entity(self, entity_id: str, hub: int) -> int:
+        entity = self._runtime.world.entity(hub, entities.normal_id(entity_id))
+        if not entity.stored or entity.queue or entity.lock_section is not None:
+            return 0
+        entity.state = None
+        self._runtime.change(lambda changes, _world, _now: changes.touch_entity(entity))
+        return 1
+
+    async def _purge_by_filter(
+        self, purge: pb.PurgeInstanceFilter, hub: int, *, recursive: bool
+    ) -> tuple[int, bool]:
+        until = time.monotonic() + purge.timeout.ToMicroseconds() / 1e6 if purge.HasField("timeout") else None
+        count = 0
+        after: tuple[int, str] | None = (-1, "")
+        while after is not None:
+            start = after
+            found, after = await self._readers.run(
+                lambda connection, start=start: queries.purge_candidates(
+                    connection, hub, purge, start, _PURGE_BATCH
+                )
+            )
+            count += self._purge(found, hub, recursive=recursive)
+            await self._durable()
+            if after is not None and until is not None and time.monotonic() >= until:
+                return count, False
+        return count, True
+
+    async def skip_terminations(
+        self, request: pb.SkipGracefulOrchestrationTerminationsRequest, hub: int
+    ) -> Reply:
+        reason = request.reason.value if request.HasField("reason") else None
+        left: list[str] = []
+        for instance_id in request.instanceBatch.instanceIds:
+            done = self._runtime.change(
+                lambda changes, world, now, name=instance_id: lifecycle.terminate(
+                    changes, world, hub, name, reason, recursive=False, now=now
+                )
+            )
+            if not done:
+                left.append(instance_id)
+        await self._durable()
+        return pb.SkipGracefulOrchestrationTerminationsResponse(
+            unterminatedInstanceIds=left
+        ).SerializeToString()
+
+    # -- clients: entities
+
+    async def signal_entity(self, request: pb.SignalEntityRequest, hub: int) -> Reply:
+        self._check_payload("signal input", request.input.value)
+        self._runtime.signal(hub, request)
+        await self._durable()
+        return EMPTY
+
+    async def get_entity(self, request: pb.GetEntityRequest, hub: int) -> Reply:
+        entity = self._runtime.world.entity(hub, entities.normal_id(request.instanceId))
+        if entity.pins:
+            await self._durable()
+        if not entity.stored:
+            return pb.GetEntityResponse(exists=False).SerializeToString()
+        metadata = views.entity_metadata(entity, include_state=request.includeState)
+        return pb.GetEntityResponse(exists=True, entity=metadata).SerializeToString()
+
+    async def query_entities(self, request: pb.QueryEntitiesRequest, hub: int) -> Reply:
+        response = await self._readers.run(
+            lambda connection: queries.query_entities(connection, hub, request.query)
+        )
+        return response.SerializeToString()
+
+    async def clean_entities(self, request: pb.CleanEntityStorageRequest, hub: int) -> Reply:
+        # Empty entities are removed as they become empty: there are none to remove.
+        released = 0
+        if request.releaseOrphanedLocks:
+            await self._durable()
+            locked = await self._readers.run(queries.locked_entities(hub))
+            for entity_id in locked:
+                released += self._runtime.change(
+                    lambda changes, world, now, name=entity_id: entities.release_orphan(
+                        changes, world, world.entity(hub, name), now
+                    )
+                )
+            await self._durable()
+        return pb.CleanEntityStorageResponse(orphanedLocksReleased=released).SerializeToString()
+
+    # -- task hubs
+
+    async def create_hub(self, request: pb.CreateTaskHubRequest, _hub: int, name: str) -> Reply:
+        if request.recreateIfExists:
+            self._runtime.doom_hub(name)
+        self._runtime.hub(name)
+        await self._durable()
+        return EMPTY
+
+    async def delete_hub(self, _request: pb.DeleteTaskHubRequest, _hub: int, name: str) -> Reply:
+        self._runtime.doom_hub(name)
+        await self._durable()
+        return EMPTY
+
+    # -- workers
+
+    async def complete_turn(self, request: pb.OrchestratorResponse, _hub: int) -> Reply:
+        if self._runtime.complete_turn(request):
+            await self._durable()
+        return EMPTY
+
+    async def complete_activity(self, request: pb.ActivityResponse, _hub: int) -> Reply:
+        if self._runtime.complete_activity(request):
+            await self._durable()
+        return EMPTY
+
+    async def complete_batch(self, request: pb.EntityBatchResult, _hub: int) -> Reply:
+        if self._runtime.complete_batch(request):
+            await self._durable()
+        return EMPTY
+
+    async def abandon(self, request: Any, _hub: int) -> Reply:
+        self._runtime.abandon(request.completionToken)
+        return EMPTY
+
+
+Handler: TypeAlias = Callable[[Service, Any, int], Awaitable[Reply]]
+
+UNARY: Final[Mapping[str, tuple[Handler, Any]]] = {
+    "Hello": (Service.hello, Empty),
+    "StartInstance": (Service.start_instance, pb.CreateInstanceRequest),
+    "GetInstance": (Service.get_instance, pb.GetInstanceRequest),
+    "WaitForInstanceStart": (Service.wait_for_start, pb.GetInstanceRequest),
+    "WaitForInstanceCompletion": (Service.wait_for_completion, pb.GetInstanceRequest),
+    "RaiseEvent": (Service.raise_event, pb.RaiseEventRequest),
+    "TerminateInstance": (Service.terminate, pb.TerminateRequest),
+    "SuspendInstance": (Service.suspend, pb.SuspendRequest),
+    "ResumeInstance": (Service.resume, pb.ResumeRequest),
+    "RewindInstance": (Service.rewind, pb.RewindInstanceRequest),
+    "RestartInstance": (Service.restart, pb.RestartInstanceRequest),
+    "QueryInstances": (Service.query_instances, pb.QueryInstancesRequest),
+    "ListInstanceIds": (Service.list_ids, pb.ListInstanceIdsRequest),
+    "PurgeInstances": (Service.purge, pb.PurgeInstancesRequest),
+    "SkipGracefulOrchestrationTerminations": (
+        Service.skip_terminations,
+        pb.SkipGracefulOrchestrationTerminationsRequest,
+    ),
+    "SignalEntity": (Service.signal_entity, pb.SignalEntityRequest),
+    "GetEntity": (Service.get_entity, pb.GetEntityRequest),
+    "QueryEntities": (Service.query_entities, pb.QueryEntitiesRequest),
+    "CleanEntityStorage": (Service.clean_entities, pb.CleanEntityStorageRequest),
+    "CompleteOrchestratorTask": (Service.complete_turn, pb.OrchestratorResponse),
+    "CompleteActivityTask": (Service.complete_activity, pb.ActivityResponse),
+    "CompleteEntityTask": (Service.complete_batch, pb.EntityBatchResult),
+    "AbandonTaskOrchestratorWorkItem": (Service.abandon, pb.AbandonOrchestrationTaskRequest),
+    "AbandonTaskActivityWorkItem": (Service.abandon, pb.AbandonActivityTaskRequest),
+    "AbandonTaskEntityWorkItem": (Service.abandon, pb.AbandonEntityTaskRequest),
+}
+
+HubHandler: TypeAlias = Callable[[Service, Any, int, str], Awaitable[Reply]]
+
+HUB_UNARY: Final[Mapping[str, tuple[HubHandler, Any]]] = {
+    "CreateTaskHub": (Service.create_hub, pb.CreateTaskHubRequest),
+    "DeleteTaskHub": (Service.delete_hub, pb.DeleteTaskHubRequest),
+}
+
+NO_HUB: Final = frozenset(
+    {
+        "Hello",
+        "CompleteOrchestratorTask",
+        "CompleteActivityTask",
+        "CompleteEntityTask",
+        "AbandonTaskOrchestratorWorkItem",
+        "AbandonTaskActivityWorkItem",
+        "AbandonTaskEntityWorkItem",
+        "CreateTaskHub",
+        "DeleteTaskHub",
+    }
+)
+"""Calls that need no task hub: a completion token names its work."""

@@ -1,0 +1,1 @@
+"""Numbered schema changes. A file is never edited once it is released."""
