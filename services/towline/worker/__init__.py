@@ -1,1 +1,1 @@
-"""See docs/architecture.md for what this part does and does not do."""
+"""The worker: hosts a user's app and publishes what its runs do. See docs/guide/apps.md."""

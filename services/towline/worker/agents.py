@@ -1,0 +1,194 @@
+"""The wrapper around every hosted agent: takes the turn out of its options, joins its trace, tells observers.
+
+The seam for whoever wants to watch agent turns (the token stream does): implement `TurnObserver` and
+give it to the host. Observers never disturb a run: what they raise is logged.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from agent_framework import AgentResponse, AgentResponseUpdate, AgentSession
+
+from towline.telemetry.propagation import attached
+from towline.worker.context import TOWLINE_OPTION
+
+_log = logging.getLogger(__name__)
+
+
+class TurnRecorder(Protocol):
+    """Hears one execution of one agent turn, on the loop that runs agents: must not block."""
+
+    def on_update(self, update: AgentResponseUpdate) -> None:
+        """The agent has said something."""
+        ...
+
+    def on_finish(self, response: AgentResponse) -> None:
+        """The agent has answered."""
+        ...
+
+    def on_error(self, error: BaseException) -> None:
+        """The agent has failed, or its task was cancelled."""
+        ...
+
+
+class TurnObserver(Protocol):
+    """Is told of every execution of an agent turn.
+
+    A turn is executed again after a crash, and within one execution of its entity after its streaming
+    failed (the agent is then called once more without streaming): each execution voids those before it.
+    """
+
+    def on_start(self, run_id: str, turn: str, agent: str) -> TurnRecorder:
+        """An execution begins.
+
+        Args:
+            run_id: The run, as the world knows it.
+            turn: The call's number in the run: "1", "2", …; in a child orchestration "{child}/1".
+            agent: The name under which the agent is registered.
+        """
+        ...
+
+
+class InstrumentAgent(Protocol):
+    """Called for each agent that is registered, whichever way; answers the agent to host."""
+
+    def __call__(self, agent: Any, registered_name: str) -> Any:
+        """Wrap `agent`, or answer it as it is."""
+        ...
+
+
+def no_instrumentation(agent: Any, registered_name: str) -> Any:
+    """The default: the agent as it is."""
+    del registered_name
+    return agent
+
+
+@dataclass(frozen=True, slots=True)
+class _TurnOf:
+    run_id: str
+    turn: str
+    traceparent: str | None
+
+
+class _Recorders:
+    """All recorders of one execution; none of them can disturb it."""
+
+    def __init__(self, observers: Sequence[TurnObserver], about: _TurnOf, agent: str) -> None:
+        self._recorders: list[TurnRecorder] = []
+        for observer in observers:
+            try:
+                self._recorders.append(observer.on_start(about.run_id, about.turn, agent))
+            except Exception:  # noqa: BLE001 — watching must never disturb a run
+                _log.warning("turn_observer_failed", exc_info=True, extra={"hook": "on_start"})
+
+    def tell(self, hook: str, what: Any) -> None:
+        for recorder in self._recorders:
+            try:
+                getattr(recorder, hook)(what)
+            except Exception:  # noqa: BLE001 — watching must never disturb a run
+                _log.warning("turn_observer_failed", exc_info=True, extra={"hook": hook})
+
+
+class ObservedAgent:
+    """An agent whose turns are watched; for everything else the agent itself.
+
+    Args:
+        agent: The agent to host.
+        name: The name under which it is registered.
+        observers: Who watches.
+    """
+
+    def __init__(self, agent: Any, name: str, observers: Sequence[TurnObserver] = ()) -> None:
+        self._agent = agent
+        self._registered_name = name
+        self._observers = tuple(observers)
+        self.id = agent.id
+        self.name = agent.name
+        self.description = agent.description
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_agent":  # Not there yet while a copy is being made.
+            raise AttributeError(name)
+        return getattr(self._agent, name)
+
+    def run(
+        self,
+        messages: Any = None,
+        *,
+        stream: bool = False,
+        session: AgentSession | None = None,
+        options: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> Any:
+        """Run the agent, streaming or not, without the option that tells which turn this is."""
+        own_options = dict(options or {})
+        about = _turn_of(own_options.pop(TOWLINE_OPTION, None))
+        arguments: dict[str, Any] = {**more, "options": own_options}
+        if session is not None:
+            arguments["session"] = session
+        if about is None:
+            return self._agent.run(messages, stream=stream, **arguments)
+        if stream:
+            recorders = _Recorders(self._observers, about, self._registered_name)
+            return _WatchedStream(self._agent, about, recorders, messages, arguments)
+        return self._run_whole(about, messages, arguments)
+
+    async def _run_whole(self, about: _TurnOf, messages: Any, arguments: dict[str, Any]) -> AgentResponse:
+        recorders = _Recorders(self._observers, about, self._registered_name)
+        try:
+            with attached(about.traceparent):
+                answer = self._agent.run(messages, **arguments)
+                response = await answer if inspect.isawaitable(answer) else answer
+        except BaseException as error:
+            recorders.tell("on_error", error)
+            raise
+        recorders.tell("on_finish", response)
+        return response
+
+
+class _WatchedStream:
+    """The stream of one turn, as the agent entity consumes it: iterated, then asked for the response."""
+
+    def __init__(
+        self, agent: Any, about: _TurnOf, recorders: _Recorders, messages: Any, arguments: dict[str, Any]
+    ) -> None:
+        self._agent = agent
+        self._about = about
+        self._recorders = recorders
+        self._messages = messages
+        self._arguments = arguments
+        self._stream: Any = None
+
+    async def __aiter__(self) -> AsyncIterator[AgentResponseUpdate]:
+        try:
+            with attached(self._about.traceparent):
+                stream: Any = self._agent.run(self._messages, stream=True, **self._arguments)
+                self._stream = stream if hasattr(stream, "__aiter__") else await stream
+                async for update in self._stream:
+                    self._recorders.tell("on_update", update)
+                    yield update
+        except BaseException as error:
+            self._recorders.tell("on_error", error)
+            raise
+
+    async def get_final_response(self) -> AgentResponse:
+        """The whole response, after the stream was consumed."""
+        try:
+            response = await self._stream.get_final_response()
+        except BaseException as error:
+            self._recorders.tell("on_error", error)
+            raise
+        self._recorders.tell("on_finish", response)
+        return response
+
+
+def _turn_of(about: Any) -> _TurnOf | None:
+    if not isinstance(about, dict):
+        return None
+    told = cast("dict[str, Any]", about)
+    return _TurnOf(str(told.get("run_id")), str(told.get("turn")), told.get("traceparent"))

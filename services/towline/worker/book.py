@@ -1,0 +1,439 @@
+"""The book of asks of one run: which decisions are waited for, and what becomes of each that comes.
+
+Pure: commands and the run's own steps go in, effects come out; no clock, no I/O. It lives inside the
+orchestration and is rebuilt by replay, so whatever it decides depends only on the order of the history.
+
+```
+            opened
+              │            lost a race against a timer
+              ▼       ┌──────────────────────────────┐
+            OPEN ─────┤                              ▼
+              │       └────────────────────────── LAPSED
+              │          waited for again            │
+   decision, native event, cancel, deadline, end     │ successor opened, cancel, end
+              ▼                                      ▼
+           RESOLVED(approved|rejected|expired|cancelled)   RESOLVED(expired)
+```
+A decision on an OPEN ask is checked (digest, approvers, deadline) and counted; on a LAPSED one it waits,
+because only the run's next steps tell whether the ask still counts; on a RESOLVED one it is refused; for
+an ask that isn't there yet it is kept. So every command gets exactly one answer, at the latest when the
+run ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final, Literal, TypeAlias, cast
+
+from towline.contracts.durable import ChildAsk, RaisedCommand
+from towline.contracts.events import ApprovalOutcome, ApprovalRefusal
+
+SEEN_MAX: Final = 2_048
+"""Command ids remembered to drop repeats. A repeat older than that would be answered a second time."""
+EARLY_MAX: Final = 1_024
+"""Decisions kept for asks that aren't there yet; further ones are refused at once."""
+CLOSED_CARRIED_MAX: Final = 256
+"""Resolved asks remembered over continue-as-new, to answer late decisions on them exactly."""
+
+
+class AskState(StrEnum):
+    """Where an ask stands."""
+
+    OPEN = "open"
+    LAPSED = "lapsed"
+    RESOLVED = "resolved"
+
+
+Trigger: TypeAlias = Literal["decide", "answer", "lapse", "revive", "supersede", "cancel", "expire", "end"]
+
+TRANSITIONS: Final[Mapping[tuple[AskState, Trigger], tuple[AskState, ApprovalOutcome | None]]] = {
+    (AskState.OPEN, "decide"): (AskState.RESOLVED, None),
+    (AskState.OPEN, "answer"): (AskState.RESOLVED, None),
+    (AskState.OPEN, "lapse"): (AskState.LAPSED, None),
+    (AskState.OPEN, "cancel"): (AskState.RESOLVED, "cancelled"),
+    (AskState.OPEN, "expire"): (AskState.RESOLVED, "expired"),
+    (AskState.OPEN, "end"): (AskState.RESOLVED, "cancelled"),
+    (AskState.LAPSED, "answer"): (AskState.RESOLVED, None),
+    (AskState.LAPSED, "revive"): (AskState.OPEN, None),
+    (AskState.LAPSED, "supersede"): (AskState.RESOLVED, "expired"),
+    (AskState.LAPSED, "cancel"): (AskState.RESOLVED, "expired"),
+    (AskState.LAPSED, "expire"): (AskState.RESOLVED, "expired"),
+    (AskState.LAPSED, "end"): (AskState.RESOLVED, "expired"),
+}
+"""Next state and, where the trigger alone decides it, the outcome. What is not here changes nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskSpec:
+    """What is asked, and of whom."""
+
+    approval_id: str
+    name: str
+    """Name of the external event that also answers it."""
+    digest: str | None = None
+    deadline: datetime | None = None
+    """Decisions published later are refused. None: the run itself decides when it stops waiting."""
+    approvers: frozenset[str] | None = None
+    """Who may decide; None: anyone."""
+    quorum: int = 1
+    """Approvals needed, each by another approver. One rejection rejects."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Complete the run's wait with what was decided."""
+
+    approval_id: str
+    command: RaisedCommand
+    approved: bool
+    votes: tuple[RaisedCommand, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Publish ``approval.resolved``."""
+
+    approval_id: str
+    outcome: ApprovalOutcome
+    command_id: str | None = None
+    approver: str | None = None
+    feedback: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Publish ``approval.refused``."""
+
+    approval_id: str
+    command_id: str
+    reason: ApprovalRefusal
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Hand the command on to the child that asks."""
+
+    instance_id: str
+    command: RaisedCommand
+
+
+Effect: TypeAlias = Deliver | Resolved | Refused | Forward
+
+
+@dataclass(slots=True)
+class _Ask:
+    spec: AskSpec
+    state: AskState = AskState.OPEN
+    outcome: ApprovalOutcome | None = None
+    votes: list[RaisedCommand] = field(default_factory=list[RaisedCommand])
+
+
+@dataclass(slots=True)
+class _ChildAsk:
+    approval_id: str
+    name: str
+    instance_id: str
+    open: bool = True
+    unanswered: dict[str, RaisedCommand] = field(default_factory=dict[str, RaisedCommand])
+
+
+def key_of(name: str) -> str:
+    """External events are case-insensitive in Durable Task, and so are the ids made of their names."""
+    return name.casefold()
+
+
+def approves(command: RaisedCommand) -> bool:
+    """Whether a command approves. A raised event without `approved` in its data does."""
+    if command.kind == "decision":
+        return command.approved is True
+    if isinstance(command.data, dict) and "approved" in command.data:
+        return command.data["approved"] is True
+    return True
+
+
+class Book:
+    """All asks of one run and the commands on their way to them."""
+
+    def __init__(self) -> None:
+        self._asks: dict[str, _Ask] = {}
+        self._children: dict[str, _ChildAsk] = {}
+        self._early: list[RaisedCommand] = []
+        self._counts: dict[str, int] = {}
+        self._seen: dict[str, None] = {}
+        self._closed = False
+
+    # What the run does.
+
+    def name_ask(self, name: str) -> str:
+        """The approval id of the next ask under `name`: the name itself, then ``name~2``, ``name~3``."""
+        number = self._counts.get(key_of(name), 0) + 1
+        self._counts[key_of(name)] = number
+        return name if number == 1 else f"{name}~{number}"
+
+    def open(self, spec: AskSpec) -> list[Effect]:
+        """A new ask. Earlier ones of that name which timed out are over; what came early is handed to it.
+
+        Raises:
+            ValueError: An ask of that id exists, or the quorum can't be reached.
+        """
+        if key_of(spec.approval_id) in self._asks:
+            raise ValueError(f"approval {spec.approval_id} exists already: choose another name")
+        if spec.quorum < 1 or (spec.approvers is not None and spec.quorum > len(spec.approvers)):
+            raise ValueError(f"approval {spec.approval_id}: quorum {spec.quorum} can't be reached")
+        effects: list[Effect] = []
+        for ask in list(self._asks.values()):
+            if ask.state is AskState.LAPSED and key_of(ask.spec.name) == key_of(spec.name):
+                effects += self._end(ask, "supersede")
+        self._asks[key_of(spec.approval_id)] = _Ask(spec)
+        return effects + self._offer_early()
+
+    def is_open(self, approval_id: str) -> bool:
+        """Whether the ask has not come to its end (timed out or not)."""
+        ask = self._asks.get(key_of(approval_id))
+        return ask is not None and ask.state is not AskState.RESOLVED
+
+    def answered(self, approval_id: str, *, approved: bool, feedback: str | None = None) -> list[Effect]:
+        """The run's wait was completed by an event that did not come through Towline."""
+        ask = self._asks[key_of(approval_id)]
+        return self._resolve(ask, "answer", "approved" if approved else "rejected", feedback=feedback)
+
+    def lapse(self, approval_id: str) -> list[Effect]:
+        """A timer won the race that the run had set it against this ask."""
+        ask = self._asks[key_of(approval_id)]
+        if (ask.state, "lapse") in TRANSITIONS:
+            ask.state = AskState.LAPSED
+        return []
+
+    def revive(self, approval_id: str) -> list[Effect]:
+        """The run waits for the ask again."""
+        ask = self._asks[key_of(approval_id)]
+        if ask.state is not AskState.LAPSED:
+            return []
+        ask.state = AskState.OPEN
+        return self._offer_early()
+
+    def cancel(self, approval_id: str) -> list[Effect]:
+        """The run gave the wait up."""
+        return self._end(self._asks[key_of(approval_id)], "cancel")
+
+    def escalate(self, approval_id: str, approvers: frozenset[str]) -> None:
+        """Let further people decide on an ask that is restricted to some."""
+        ask = self._asks[key_of(approval_id)]
+        if ask.spec.approvers is not None:
+            ask.spec = replace(ask.spec, approvers=ask.spec.approvers | approvers)
+
+    def expire(self, approval_id: str) -> list[Effect]:
+        """The ask's deadline has come."""
+        return self._end(self._asks[key_of(approval_id)], "expire")
+
+    def close(self) -> list[Effect]:
+        """The run has ended: open asks end, and what nobody took is refused."""
+        if self._closed:
+            return []
+        self._closed = True
+        effects: list[Effect] = []
+        for ask in self._asks.values():
+            effects += self._end(ask, "end")
+        effects += [Refused(command.name, command.command_id, "unknown_approval") for command in self._early]
+        self._early.clear()
+        for child in self._children.values():
+            effects += self._refuse_unanswered(child, "run_finished")
+        return effects
+
+    # What comes from outside.
+
+    def receive(self, command: RaisedCommand) -> list[Effect]:
+        """A decision or raised event. Its repeats (same command id) change nothing."""
+        if command.command_id in self._seen:
+            return []
+        self._remember(command.command_id)
+        if self._closed:
+            return [Refused(command.name, command.command_id, "run_finished")]
+        taken = self._offer(command)
+        if taken is not None:
+            return taken
+        if len(self._early) >= EARLY_MAX:
+            return [Refused(command.name, command.command_id, "unknown_approval")]
+        self._early.append(command)
+        return []
+
+    def child_ask(self, notice: ChildAsk) -> list[Effect]:
+        """A child asks, or its ask has come to its end. Repeats change nothing."""
+        known = self._children.get(key_of(notice.approval_id))
+        if notice.phase == "requested":
+            if known is None:
+                self._children[key_of(notice.approval_id)] = _ChildAsk(
+                    notice.approval_id, notice.name or notice.approval_id, notice.instance_id
+                )
+            return [] if self._closed else self._offer_early()
+        if known is None or not known.open:
+            return []
+        known.open = False
+        for command_id in notice.answered:
+            known.unanswered.pop(command_id, None)
+        return self._refuse_unanswered(known, "already_resolved")
+
+    # Continue-as-new.
+
+    def carried(self) -> dict[str, Any]:
+        """What the next generation must know, as JSON. Call it after `close_generation`."""
+        resolved = [ask for ask in self._asks.values() if ask.state is AskState.RESOLVED]
+        return {
+            "counts": self._counts,
+            "seen": list(self._seen),
+            "early": [command.model_dump(mode="json", exclude_none=True) for command in self._early],
+            "closed": [[ask.spec.approval_id, ask.outcome] for ask in resolved[-CLOSED_CARRIED_MAX:]],
+            "children": [
+                {
+                    "approval_id": child.approval_id,
+                    "name": child.name,
+                    "instance_id": child.instance_id,
+                    "open": child.open,
+                    "unanswered": [c.model_dump(mode="json") for c in child.unanswered.values()],
+                }
+                for child in self._children.values()
+            ],
+        }
+
+    def close_generation(self) -> list[Effect]:
+        """The run continues as new: its waits are gone, what came early is kept for the next generation."""
+        effects: list[Effect] = []
+        for ask in self._asks.values():
+            effects += self._end(ask, "end")
+        return effects
+
+    @classmethod
+    def restore(cls, carried: Mapping[str, Any]) -> Book:
+        """The book of the generation before, as `carried` wrote it."""
+        book = cls()
+        book._counts = dict(cast("dict[str, int]", carried["counts"]))
+        book._seen = dict.fromkeys(cast("list[str]", carried["seen"]))
+        book._early = [RaisedCommand.model_validate(command) for command in carried["early"]]
+        for approval_id, outcome in carried["closed"]:
+            spec = AskSpec(approval_id=approval_id, name=approval_id)
+            book._asks[key_of(approval_id)] = _Ask(spec, AskState.RESOLVED, outcome)
+        for child in carried["children"]:
+            unanswered = [RaisedCommand.model_validate(command) for command in child["unanswered"]]
+            book._children[key_of(child["approval_id"])] = _ChildAsk(
+                child["approval_id"],
+                child["name"],
+                child["instance_id"],
+                child["open"],
+                {command.command_id: command for command in unanswered},
+            )
+        return book
+
+    # Inside.
+
+    def _remember(self, command_id: str) -> None:
+        self._seen[command_id] = None
+        if len(self._seen) > SEEN_MAX:
+            del self._seen[next(iter(self._seen))]
+
+    def _offer_early(self) -> list[Effect]:
+        effects: list[Effect] = []
+        waiting, self._early = self._early, []
+        for command in waiting:
+            taken = self._offer(command)
+            if taken is None:
+                self._early.append(command)
+            else:
+                effects += taken
+        return effects
+
+    def _offer(self, command: RaisedCommand) -> list[Effect] | None:
+        """Effects of the command on the ask that it is for; None if there is none for it now."""
+        if command.kind == "event":
+            return self._offer_event(command)
+        ask = self._asks.get(key_of(command.name))
+        if ask is not None:
+            return self._decide(ask, command)
+        child = self._children.get(key_of(command.name))
+        if child is None:
+            return None
+        if not child.open:
+            return [Refused(child.approval_id, command.command_id, "already_resolved")]
+        child.unanswered[command.command_id] = command
+        return [Forward(child.instance_id, command)]
+
+    def _offer_event(self, command: RaisedCommand) -> list[Effect] | None:
+        for ask in self._asks.values():
+            if ask.state is AskState.OPEN and key_of(ask.spec.name) == key_of(command.name):
+                return self._decide(ask, command)
+        for child in self._children.values():
+            if child.open and not child.unanswered and key_of(child.name) == key_of(command.name):
+                child.unanswered[command.command_id] = command
+                return [Forward(child.instance_id, command)]
+        return None
+
+    def _decide(self, ask: _Ask, command: RaisedCommand) -> list[Effect] | None:
+        if ask.state is AskState.LAPSED:
+            return None
+        spec = ask.spec
+        refusal = self._refusal(ask, command)
+        if refusal is not None:
+            return [Refused(spec.approval_id, command.command_id, refusal)]
+        ask.votes.append(command)
+        approved = approves(command)
+        if approved and len(ask.votes) < spec.quorum:
+            return []
+        return [
+            Deliver(spec.approval_id, command, approved, tuple(ask.votes)),
+            *self._resolve(
+                ask,
+                "decide",
+                "approved" if approved else "rejected",
+                command_id=command.command_id,
+                approver=command.approver,
+                feedback=command.feedback,
+            ),
+        ]
+
+    @staticmethod
+    def _refusal(ask: _Ask, command: RaisedCommand) -> ApprovalRefusal | None:
+        spec = ask.spec
+        if ask.state is AskState.RESOLVED:
+            return "expired" if ask.outcome == "expired" else "already_resolved"
+        if command.digest is not None and spec.digest is not None and command.digest != spec.digest:
+            return "stale"
+        if spec.approvers is not None and command.approver not in spec.approvers:
+            return "not_authorized"
+        if spec.deadline is not None and command.time is not None and command.time > spec.deadline:
+            return "expired"
+        if spec.quorum > 1 and any(vote.approver == command.approver for vote in ask.votes):
+            return "already_resolved"
+        return None
+
+    def _end(self, ask: _Ask, trigger: Trigger) -> list[Effect]:
+        following = TRANSITIONS.get((ask.state, trigger))
+        if following is None or following[1] is None:
+            return []
+        effects = self._resolve(ask, trigger, following[1])
+        return effects + self._offer_early()
+
+    def _resolve(
+        self,
+        ask: _Ask,
+        trigger: Trigger,
+        outcome: ApprovalOutcome,
+        *,
+        command_id: str | None = None,
+        approver: str | None = None,
+        feedback: str | None = None,
+    ) -> list[Effect]:
+        following = TRANSITIONS.get((ask.state, trigger))
+        if following is None:
+            return []
+        ask.state, ask.outcome = following[0], outcome
+        return [Resolved(ask.spec.approval_id, outcome, command_id, approver, feedback)]
+
+    @staticmethod
+    def _refuse_unanswered(child: _ChildAsk, reason: ApprovalRefusal) -> list[Effect]:
+        refused: list[Effect] = [
+            Refused(child.approval_id, command_id, reason) for command_id in child.unanswered
+        ]
+        child.unanswered.clear()
+        return refused

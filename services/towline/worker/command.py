@@ -1,0 +1,98 @@
+"""`towline worker`: hosts an app's agents, orchestrations, activities and workflows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from contextlib import AsyncExitStack
+from typing import Annotated, NoReturn
+
+import typer
+
+from towline.contracts.errors import TowlineError
+from towline.contracts.producer import EventProducer
+from towline.contracts.settings import KafkaSettings, RedisSettings, SchedulerSettings
+from towline.telemetry import HealthServer, set_up
+from towline.worker import loader
+from towline.worker.host import Host, until_signalled
+from towline.worker.settings import WorkerSettings
+from towline.worker.streams import StreamObserver, StreamSettings, TokenWriter
+
+app = typer.Typer(help="Host an app: agents, orchestrations, activities, workflows.")
+_log = logging.getLogger(__name__)
+
+
+@app.callback(invoke_without_command=True)
+def worker(
+    target: Annotated[
+        str,
+        typer.Option(
+            "--app", metavar="MODULE:ATTR", help="A setup_worker(worker) function or a towline.worker.App."
+        ),
+    ] = "",
+) -> None:
+    """Host an app until SIGTERM."""
+    settings = WorkerSettings()
+    chosen = target or settings.app
+    if not chosen:
+        _fail("--app MODULE:ATTR (or TOWLINE_WORKER_APP) is needed: what to host")
+    clean = False
+    with set_up("towline-worker"):
+        try:
+            clean = asyncio.run(_host(loader.load(chosen), settings))
+        except TowlineError as error:
+            _fail(str(error))
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not clean:
+        # Threads that hang in a model call or an activity would hold the interpreter up for as long as
+        # they like; what they do is handed out again.
+        os._exit(0)
+
+
+async def _host(loaded: loader.LoadedApp, settings: WorkerSettings) -> bool:
+    stop = until_signalled()
+    async with AsyncExitStack() as parts:
+        streams = StreamSettings()
+        observers: list[StreamObserver] = []
+        if streams.enabled:
+            writer = TokenWriter(RedisSettings(), streams)
+            writer.start()
+            parts.callback(writer.stop)
+            observers.append(StreamObserver(writer))
+        producer = EventProducer(KafkaSettings(), client_id="towline-worker")
+        host = Host(loaded, producer, settings=settings, scheduler=SchedulerSettings(), observers=observers)
+        parts.enter_context(HealthServer(settings.http_listen, live=host.live, ready=host.ready))
+        starting = asyncio.create_task(_start(host, producer), name="worker-start")
+        stopping = asyncio.create_task(stop.wait(), name="worker-stop-signal")
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting
+                await stopping
+            else:
+                starting.cancel()
+                await asyncio.wait({starting})
+        finally:
+            stopping.cancel()
+            clean = await host.stop()
+            await producer.stop()
+    return clean
+
+
+async def _start(host: Host, producer: EventProducer) -> None:
+    await producer.start()
+    await host.start()
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"towline worker: {message}", err=True)
+    raise typer.Exit(2)
+
+
+def main() -> None:
+    """Entry point of ``python -m towline.worker``."""
+    app()

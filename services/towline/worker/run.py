@@ -1,0 +1,250 @@
+"""One execution of a run's orchestration: who it is, what it counts, and its voice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from durabletask import task
+from durabletask.serialization import DataConverter
+
+from towline.contracts import ids
+from towline.contracts.durable import CHILD_ASK_EVENT, CancelCommand, ChildAsk, RunEnvelope
+from towline.contracts.events import (
+    ApprovalRefused,
+    ApprovalRequested,
+    ApprovalResolved,
+    Event,
+    EventData,
+    RunProgressed,
+    RunStarted,
+    Usage,
+)
+from towline.worker import sdk
+from towline.worker.book import Book, Refused, Resolved
+from towline.worker.turn import Publish, RaiseOn, Said, current_turn
+
+if TYPE_CHECKING:
+    from towline.worker.asks import Asks
+
+_PROGRESS_STEP: Final = 10_000
+"""Progress numbers that one turn may use; what a turn says must not depend on how often it was replayed,
+so numbers are counted from the turn's place in the history and not from the calls made before it."""
+_USAGE_FIELDS: Final = {
+    "input_tokens": "input_token_count",
+    "output_tokens": "output_token_count",
+    "total_tokens": "total_token_count",
+}
+
+
+def utc(moment: datetime) -> datetime:
+    """Orchestrations know the time as naive UTC; events carry aware times."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+@dataclass(slots=True)
+class Counters:
+    """What is counted over all generations of a run."""
+
+    started_at: datetime | None = None
+    agent_turns: int = 0
+    position: int = 0
+    """Where the progress numbers of this generation begin."""
+    usage: dict[str, int] = field(default_factory=dict[str, int])
+
+
+class Run:
+    """One execution (one replay included) of the orchestration of a run or of a run's child.
+
+    Args:
+        native: The SDK's orchestration context.
+        envelope: What came with the input.
+        converter: Serializer of the worker.
+        source: CloudEvents source of what is said.
+    """
+
+    def __init__(
+        self,
+        native: task.OrchestrationContext,
+        envelope: RunEnvelope,
+        *,
+        converter: DataConverter,
+        source: str,
+    ) -> None:
+        self.native = native
+        self.envelope = envelope
+        self.converter = converter
+        self.source = source
+        self.counters, self.book, generation = _restore(envelope)
+        self.is_first_generation = generation
+        self.cancel: CancelCommand | None = None
+        self.asks: Asks | None = None
+        self.ended = False
+        """The code has ended, or will never run again: what is said now is meant, replaying or not."""
+        self.drops_events = False
+        """The run continues as new and wants none of the events that wait for it."""
+        self.child_prefix = "" if self.is_root else _prefix(native.instance_id, envelope.run_id)
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this is the run itself and not one of its children."""
+        return self.envelope.role == "run"
+
+    @property
+    def now(self) -> datetime:
+        """The orchestration's time: that of the turn's beginning, the same in every replay."""
+        return utc(self.native.current_utc_datetime)
+
+    def qualify(self, approval_id: str) -> str:
+        """The id under which the world knows an ask of this orchestration."""
+        return f"{self.child_prefix}~{approval_id}" if self.child_prefix else approval_id
+
+    def next_agent_turn(self) -> str:
+        """The number of the next agent call: "1", "2", in a child "{child}/1"."""
+        self.counters.agent_turns += 1
+        number = str(self.counters.agent_turns)
+        return number if self.is_root else f"{self.child_prefix or self.native.instance_id}/{number}"
+
+    def add_usage(self, details: Any) -> None:
+        """Count the tokens that one agent turn reports (`usage_details` of its response)."""
+        if not isinstance(details, dict):
+            return
+        reported = cast("dict[str, Any]", details)
+        for name, reported_name in _USAGE_FIELDS.items():
+            count = reported.get(reported_name)
+            if isinstance(count, int) and count >= 0:
+                self.counters.usage[name] = self.counters.usage.get(name, 0) + count
+
+    @property
+    def usage(self) -> Usage | None:
+        """Tokens counted so far; None if no model reported any."""
+        return Usage(**self.counters.usage) if self.counters.usage else None
+
+    def begin(self) -> None:
+        """Note the beginning; announce it in the first generation of a run."""
+        if self.counters.started_at is None:
+            self.counters.started_at = self.now
+        if self.is_root and self.is_first_generation:
+            envelope = self.envelope
+            self.say(
+                ids.started_id(envelope.run_id),
+                RunStarted(
+                    run_id=envelope.run_id,
+                    run_type=envelope.run_type,
+                    session_id=envelope.session_id,
+                    tags=envelope.tags,
+                ),
+            )
+
+    def progressed(self, status: Any) -> None:
+        """Announce a custom status (JSON)."""
+        turn = current_turn()
+        if turn is None or not self.is_root or self.native.is_replaying:
+            return
+        turn.progress_count += 1
+        number = (self.counters.position + turn.position) * _PROGRESS_STEP + turn.progress_count
+        run_id = self.envelope.run_id
+        self.say(ids.progress_id(run_id, number), RunProgressed(run_id=run_id, status=status))
+
+    def requested(self, event: ApprovalRequested, name: str, *, suffix: str = "") -> None:
+        """Announce an ask; in a child, tell the root of it too."""
+        self.say(ids.approval_requested_id(event.run_id, event.approval_id) + suffix, event)
+        self._tell_root(
+            ChildAsk(approval_id=event.approval_id, instance_id=self.native.instance_id, name=name)
+        )
+
+    def resolved(self, effect: Resolved, answered: list[str]) -> None:
+        """Announce how an ask ended; in a child, tell the root of it too."""
+        run_id = self.envelope.run_id
+        self.say(
+            ids.approval_resolved_id(run_id, effect.approval_id, effect.command_id),
+            ApprovalResolved(
+                run_id=run_id,
+                approval_id=effect.approval_id,
+                outcome=effect.outcome,
+                approver=effect.approver,
+                feedback=effect.feedback,
+            ),
+        )
+        self._tell_root(
+            ChildAsk(
+                approval_id=effect.approval_id,
+                instance_id=self.native.instance_id,
+                phase="resolved",
+                answered=answered,
+            )
+        )
+
+    def refused(self, effect: Refused) -> None:
+        """Announce that a command changed nothing."""
+        run_id = self.envelope.run_id
+        self.say(
+            ids.approval_refused_id(run_id, effect.approval_id, effect.command_id),
+            ApprovalRefused(run_id=run_id, approval_id=effect.approval_id, reason=effect.reason),
+        )
+
+    def say(self, event_id: str, data: EventData) -> None:
+        """Put an event into the turn's outbox, unless the turn that said it is only replayed."""
+        self._put(
+            Publish(
+                Event(
+                    id=event_id,
+                    source=self.source,
+                    data=data,
+                    traceparent=self.traceparent,
+                    tracestate=self.envelope.tracestate,
+                )
+            )
+        )
+
+    def raise_on(self, instance_id: str, name: str, data: dict[str, Any]) -> None:
+        """Put an external event for another instance into the turn's outbox."""
+        self._put(RaiseOn(instance_id, name, data))
+
+    @property
+    def traceparent(self) -> str | None:
+        """The trace that the run belongs to."""
+        return sdk.trace_parent(self.native) or self.envelope.traceparent
+
+    def carried(self) -> dict[str, Any]:
+        """What the next generation gets in its envelope."""
+        turn = current_turn()
+        position = 0 if turn is None else turn.position
+        return {
+            "started_at": None if self.counters.started_at is None else self.counters.started_at.isoformat(),
+            "agent_turns": self.counters.agent_turns,
+            "position": self.counters.position + position + 1,
+            "usage": self.counters.usage,
+            "book": self.book.carried(),
+        }
+
+    def _tell_root(self, notice: ChildAsk) -> None:
+        if not self.is_root:
+            self.raise_on(self.envelope.run_id, CHILD_ASK_EVENT, notice.model_dump(mode="json"))
+
+    def _put(self, said: Said) -> None:
+        turn = current_turn()
+        if turn is not None and (self.ended or not self.native.is_replaying):
+            turn.outbox.append(said)
+
+
+def _restore(envelope: RunEnvelope) -> tuple[Counters, Book, bool]:
+    carried = envelope.carried
+    if not isinstance(carried, dict):
+        return Counters(), Book(), True
+    state = cast("dict[str, Any]", carried)
+    started_at = state["started_at"]
+    counters = Counters(
+        started_at=None if started_at is None else datetime.fromisoformat(started_at),
+        agent_turns=state["agent_turns"],
+        position=state["position"],
+        usage=dict(state["usage"]),
+    )
+    return counters, Book.restore(state["book"]), False
+
+
+def _prefix(instance_id: str, run_id: str) -> str:
+    """What tells a child from its root: the rest of its instance id, ``run:0001:0002`` → ``0001.0002``."""
+    rest = instance_id.removeprefix(run_id) if instance_id.startswith(f"{run_id}:") else instance_id
+    return ".".join(part for part in rest.split(":") if part)

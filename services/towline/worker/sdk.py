@@ -1,0 +1,289 @@
+"""Every name of the pinned SDKs that is not public, in one place, checked at start.
+
+`durabletask` and `agent-framework-durabletask` are pinned to exact versions for what this module uses.
+A newer version is taken into use by reading its source again, not by trying.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final, cast
+
+import durabletask.internal.orchestrator_service_pb2 as pb
+from agent_framework_durabletask import DurableAIAgentWorker
+from agent_framework_durabletask._workflows import serialization as workflow_serialization
+from azure.core.credentials import AccessToken, TokenCredential
+from durabletask import task
+from durabletask.internal import type_discovery
+from durabletask.payload import helpers as payload_helpers
+from durabletask.payload.store import PayloadStore
+from durabletask.serialization import DataConverter, JsonDataConverter
+from durabletask.worker import TaskHubGrpcWorker
+
+from towline.worker.errors import UnsupportedSdkError
+
+PINNED: Final = {
+    "durabletask": "1.12.0",
+    "durabletask-azuremanaged": "1.12.0",
+    "agent-framework-durabletask": "1.0.0b260922",
+}
+_EXPECTED: Final[tuple[tuple[object, str], ...]] = (
+    (TaskHubGrpcWorker, "_execute_orchestrator"),
+    (TaskHubGrpcWorker, "add_orchestrator"),
+    (task.CancellableTask, "set_cancel_handler"),
+    (task.CompositeTask, "on_child_completed"),
+    (type_discovery, "orchestrator_input_type"),
+    (DurableAIAgentWorker, "add_agent"),
+    (DurableAIAgentWorker, "configure_workflow"),
+    (DurableAIAgentWorker, "_register_single_workflow"),
+    (workflow_serialization, "deserialize_value"),
+    (workflow_serialization, "resolve_type"),
+    (workflow_serialization, "strip_subworkflow_markers"),
+    (workflow_serialization, "SUBWORKFLOW_ADDRESS_KEY"),
+    (payload_helpers, "deexternalize_payloads"),
+    (DataConverter, "coerce"),
+)
+
+_FAR_FUTURE: Final = 4_102_444_800
+"""2100-01-01, as a token's expiry."""
+
+OrchestratorRequest = pb.OrchestratorRequest
+OrchestratorResponse = pb.OrchestratorResponse
+
+
+def check() -> None:
+    """Make sure that the installed SDKs are those which this host is built for.
+
+    Raises:
+        UnsupportedSdkError: Naming the package, the version found and the one that is needed.
+    """
+    for package, pinned in PINNED.items():
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            raise UnsupportedSdkError(f"{package} is not installed: install towline[worker]") from None
+        if found != pinned:
+            raise UnsupportedSdkError(
+                f"{package} {found} is installed, but this worker is built for {pinned}: "
+                f"install {package}=={pinned}, or a Towline that is built for {found}"
+            )
+    for owner, name in _EXPECTED:
+        if not hasattr(owner, name):
+            raise UnsupportedSdkError(f"{owner!r} has no {name}: the installed SDK was changed")
+
+
+# Reading what a turn was given and what it answers.
+
+
+def started_event(request: pb.OrchestratorRequest) -> pb.ExecutionStartedEvent | None:
+    """The event that started the instance, if the request carries it."""
+    for events in (request.pastEvents, request.newEvents):
+        for event in events:
+            if event.HasField("executionStarted"):
+                return event.executionStarted
+    return None
+
+
+def has_parent(started: pb.ExecutionStartedEvent) -> bool:
+    """Whether the instance was started by another orchestration."""
+    return started.HasField("parentInstance")
+
+
+def raised_events(request: pb.OrchestratorRequest, name: str) -> Iterator[Any]:
+    """Data of the external events called `name` that are new in this turn."""
+    for event in request.newEvents:
+        if event.HasField("eventRaised") and event.eventRaised.name.casefold() == name.casefold():
+            yield json_value(event.eventRaised.input.value)
+
+
+def json_value(text: str | None) -> Any:
+    """`text` as JSON; None for no text."""
+    return json.loads(text) if text else None
+
+
+def completion(response: pb.OrchestratorResponse) -> pb.CompleteOrchestrationAction | None:
+    """The action by which a turn ends its instance or starts its next generation."""
+    for action in response.actions:
+        if action.HasField("completeOrchestration"):
+            return action.completeOrchestration
+    return None
+
+
+def resolve_payloads(
+    response: pb.OrchestratorResponse, store: PayloadStore | None
+) -> pb.OrchestratorResponse:
+    """`response` with large payloads fetched back from the store (a copy, if there are any)."""
+    if store is None:
+        return response
+    copy = pb.OrchestratorResponse()
+    copy.CopyFrom(response)
+    payload_helpers.deexternalize_payloads(copy, store)
+    return copy
+
+
+def keep_events(response: pb.OrchestratorResponse, wanted: Callable[[str], bool]) -> None:
+    """Carry over to the next generation only the events whose names are `wanted`."""
+    action = completion(response)
+    if action is None:
+        return
+    kept = [event for event in action.carryoverEvents if wanted(event.eventRaised.name)]
+    del action.carryoverEvents[:]
+    action.carryoverEvents.extend(kept)
+
+
+def raise_event_request(instance_id: str, name: str, data: Any) -> pb.RaiseEventRequest:
+    """A request to raise an external event on another instance."""
+    from google.protobuf import wrappers_pb2
+
+    return pb.RaiseEventRequest(
+        instanceId=instance_id, name=name, input=wrappers_pb2.StringValue(value=json.dumps(data))
+    )
+
+
+# Reaching into the orchestration context and its tasks.
+
+
+def payload_store(worker: TaskHubGrpcWorker) -> PayloadStore | None:
+    """The worker's store for large payloads."""
+    return worker._payload_store  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+
+
+def is_taking_work(worker: TaskHubGrpcWorker) -> bool:
+    """Whether the worker's own loop is alive (or was never started)."""
+    loop = worker._runLoop  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    return loop is None or loop.is_alive()
+
+
+def is_connected(worker: TaskHubGrpcWorker) -> bool:
+    """Whether the worker has a work item stream open."""
+    stream = worker._response_stream  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    return stream is not None and bool(stream.is_active())
+
+
+def fixed_token(token: str) -> TokenCredential:
+    """A credential that always shows the same bearer token."""
+
+    class FixedToken:
+        def get_token(self, *scopes: str, **options: Any) -> AccessToken:
+            del scopes, options
+            return AccessToken(token, _FAR_FUTURE)
+
+    return FixedToken()
+
+
+def data_converter(worker: TaskHubGrpcWorker) -> DataConverter:
+    """The worker's serializer."""
+    return worker._data_converter  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+
+
+def default_converter() -> DataConverter:
+    """The SDK's serializer."""
+    return JsonDataConverter()
+
+
+def trace_parent(context: task.OrchestrationContext) -> str | None:
+    """The trace context under which the orchestration's own work is recorded."""
+    trace = getattr(context, "_orchestration_trace_context", None) or getattr(
+        context, "_parent_trace_context", None
+    )
+    return cast("str", trace.traceParent) or None if trace is not None else None
+
+
+def child_instance_id(context: task.OrchestrationContext) -> str:
+    """Id of the child orchestration that was created last in this context."""
+    actions = cast("dict[int, pb.OrchestratorAction]", context._pending_actions)  # type: ignore[attr-defined]  # noqa: SLF001
+    return actions[max(actions)].createSubOrchestration.instanceId
+
+
+def cancel_handler(wait: task.CancellableTask[Any]) -> Callable[[], None] | None:
+    """What detaches a wait from the events that it waits for."""
+    return wait._cancel_handler  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+
+
+def orchestrator_input_type(fn: Callable[..., Any], converter: DataConverter) -> Any:
+    """The type that an orchestrator declares for its input, if the converter can build it."""
+    return type_discovery.orchestrator_input_type(fn, converter)
+
+
+def is_generator(value: object) -> bool:
+    """Whether an orchestrator's return value is a generator that is to be driven."""
+    return isinstance(value, Generator)
+
+
+# Seeing what an app registers.
+
+
+@contextmanager
+def watch_registrations(
+    worker: TaskHubGrpcWorker,
+    *,
+    on_agent: Callable[[Any, str, bool], Any],
+    on_workflow: Callable[[Any], None],
+) -> Generator[None]:
+    """While the block runs, see the agents and workflows that are registered on `worker`.
+
+    Upstream-style modules make their own `DurableAIAgentWorker` around the worker they are given; this
+    is the only place where an agent can still be wrapped before its entity class closes over it.
+
+    Args:
+        worker: Registrations on other workers are left alone.
+        on_agent: Gets the agent, the name that it is registered under and whether a workflow registers
+            it; returns the agent to host.
+        on_workflow: Gets each top-level workflow.
+    """
+    original_add, original_configure = DurableAIAgentWorker.add_agent, DurableAIAgentWorker.configure_workflow
+
+    def add_agent(self: Any, agent: Any, callback: Any = None, *, entity_id: str | None = None) -> None:
+        if self._worker is worker:
+            name = entity_id or agent.name
+            if name and name not in self._registered_agents:
+                agent = on_agent(agent, name, entity_id is not None)
+        original_add(self, agent, callback, entity_id=entity_id)
+
+    def configure_workflow(self: Any, workflow: Any, callback: Any = None) -> None:
+        original_configure(self, workflow, callback)
+        if self._worker is worker:
+            on_workflow(workflow)
+
+    DurableAIAgentWorker.add_agent = add_agent  # type: ignore[method-assign]
+    DurableAIAgentWorker.configure_workflow = configure_workflow  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        DurableAIAgentWorker.add_agent = original_add  # type: ignore[method-assign]
+        DurableAIAgentWorker.configure_workflow = original_configure  # type: ignore[method-assign]
+
+
+# What the workflow engine puts into its inputs, outputs and status.
+
+WORKFLOW_PREFIX: Final = "dafx-"
+"""Orchestrations of workflows are registered by upstream as ``dafx-<workflow>``."""
+
+
+def workflow_value(value: Any) -> Any:
+    """A value that the workflow engine has encoded itself, decoded. Never for data from outside."""
+    return workflow_serialization.deserialize_value(value)
+
+
+def workflow_type(key: Any) -> Any:
+    """The type that the engine names by ``module:class``; None if it can't be found."""
+    return workflow_serialization.resolve_type(key) if isinstance(key, str) else None
+
+
+def strip_workflow_markers(value: Any) -> Any:
+    """Input from outside without the keys by which the engine marks its own children's input."""
+    return workflow_serialization.strip_subworkflow_markers(value)
+
+
+def workflow_path_prefix(value: Any) -> str | None:
+    """Where in the tree of workflows a child stands, ``review_sub~0``, from the input its parent made."""
+    if not isinstance(value, dict):
+        return None
+    address = cast("dict[str, Any]", value).get(workflow_serialization.SUBWORKFLOW_ADDRESS_KEY)
+    if not isinstance(address, dict):
+        return None
+    prefix = cast("dict[str, Any]", address).get("request_path_prefix")
+    return prefix.rstrip("~") or None if isinstance(prefix, str) else None

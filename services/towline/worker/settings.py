@@ -1,0 +1,32 @@
+"""The worker's settings, from `TOWLINE_WORKER_*`; those of its neighbours are in the contracts."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class WorkerSettings(BaseSettings):
+    """How one worker process hosts its app."""
+
+    model_config = SettingsConfigDict(env_prefix="TOWLINE_WORKER_", frozen=True, extra="ignore")
+
+    app: str = Field(default="", description="What to host: package.module:attribute. --app overrides it.")
+    app_name: str = Field(default="", description="Name in the catalog; default: the module's name.")
+    app_version: str = Field(
+        default="", description="Version in the catalog; default: the module's __version__, else 0."
+    )
+    http_listen: str = Field(
+        default="127.0.0.1:8083", description="Where /healthz, /readyz and /metrics are served."
+    )
+    threads: int = Field(
+        default=512,
+        ge=4,
+        description="Work items carried out at once: a model call in flight holds one thread.",
+    )
+    max_turns: int = Field(default=256, ge=1, description="Orchestration turns in hand at once.")
+    max_activities: int = Field(default=512, ge=1, description="Activities in hand at once.")
+    max_agent_turns: int = Field(default=512, ge=1, description="Agent and other entity batches at once.")
+    stop_timeout_s: float = Field(
+        default=10.0, gt=0, description="Seconds that work in hand may take after SIGTERM; then it is left."
+    )

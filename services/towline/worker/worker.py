@@ -1,0 +1,228 @@
+"""The SDK's worker, with turns that publish what they decide.
+
+The seam for another dispatcher: whoever carries work items out calls `begin_turn` before the turn's code,
+`end_turn` after it, and reports the completion only when the outlet has sent what the turn says.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import grpc
+from durabletask import task
+from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
+from pydantic import ValidationError
+
+from towline.contracts import ids
+from towline.contracts.durable import DECISION_EVENT, RaisedCommand, RunEnvelope, unwrap_input
+from towline.contracts.events import ApprovalRefused, Event
+from towline.worker import sdk, workflows
+from towline.worker.book import Refused
+from towline.worker.errors import TurnAbandonedError
+from towline.worker.outcome import RunFacts, outcome_of
+from towline.worker.outlet import Outlet
+from towline.worker.registry import Hosting, hosted
+from towline.worker.run import Run
+from towline.worker.turn import Publish, RaiseOn, Turn, active
+
+_log = logging.getLogger(__name__)
+_TOWLINE_EVENTS: Final = "towline."
+
+
+class _Recorder:
+    """Stands in for the scheduler's stub while a turn's code runs: keeps what the turn answers."""
+
+    def __init__(self, stub: Any) -> None:
+        self._stub = stub
+        self.response: sdk.OrchestratorResponse | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stub, name)
+
+    def CompleteOrchestratorTask(self, response: sdk.OrchestratorResponse) -> None:  # noqa: N802 — gRPC's name
+        self.response = response
+
+
+class TowlineWorker(DurableTaskSchedulerWorker):
+    """Hosts orchestrators as runs.
+
+    Args:
+        outlet: Sends what turns say.
+        source: CloudEvents source of what is said.
+        clock: The time, for outcomes.
+        options: As for `DurableTaskSchedulerWorker`.
+    """
+
+    def __init__(
+        self,
+        *,
+        outlet: Outlet,
+        source: str,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.outlet = outlet
+        self.source = source
+        self.orchestrators: dict[str, Callable[..., Any]] = {}
+        """The user's code by name, before it was wrapped."""
+        self._clock = clock
+        self._hosting: dict[str, Hosting] = {}
+
+    def hosting(self, **changes: Any) -> Hosting:
+        """How an orchestrator is hosted by this worker."""
+        return Hosting(converter=sdk.data_converter(self), source=self.source, **changes)
+
+    def add_orchestrator(self, fn: Any) -> str:
+        """Register an orchestrator; it is run by the drive loop."""
+        if task.get_name(fn).startswith(sdk.WORKFLOW_PREFIX):
+            return self.host_orchestrator(fn, self.workflow_hosting())
+        return self.host_orchestrator(fn, self.hosting())
+
+    def workflow_hosting(self) -> Hosting:
+        """How the orchestrator of a workflow is hosted."""
+        return self.hosting(
+            make_context=workflows.WorkflowContext,
+            take_input=workflows.take_input,
+            give_output=workflows.give_output,
+        )
+
+    def host_orchestrator(self, fn: Callable[..., Any], hosting: Hosting, *, name: str | None = None) -> str:
+        """Register an orchestrator that is hosted in a particular way."""
+        registered = name or task.get_name(fn)
+        super().add_orchestrator(hosted(registered, fn, hosting))
+        self.orchestrators[registered] = fn
+        return registered
+
+    def _execute_orchestrator(self, req: sdk.OrchestratorRequest, stub: Any, completionToken: Any) -> None:  # noqa: N803 — the SDK's names
+        turn = self.begin_turn(req)
+        recorder = _Recorder(stub)
+        with active(turn):
+            super()._execute_orchestrator(req, recorder, completionToken)
+        response = recorder.response
+        if response is None:
+            return  # The SDK has abandoned it: another worker's version.
+        with active(turn):
+            self.end_turn(turn, req, response)
+        try:
+            self.outlet.send(turn, lambda said: _raise_event(stub, said))
+        except TurnAbandonedError as abandoned:
+            _log.info("turn_abandoned", extra={"instance_id": req.instanceId, "reason": str(abandoned)})
+            return
+        try:
+            stub.CompleteOrchestratorTask(response)
+        except grpc.RpcError as error:
+            # The scheduler hands the turn out again; it says the same.
+            _log.warning(
+                "turn_not_reported", extra={"instance_id": req.instanceId, "error": _rpc_text(error)}
+            )
+
+    def begin_turn(self, request: sdk.OrchestratorRequest) -> Turn:
+        """The turn that `request` asks for."""
+        self.outlet.replace(request.instanceId)
+        return Turn(request.instanceId, len(request.pastEvents))
+
+    def end_turn(
+        self, turn: Turn, request: sdk.OrchestratorRequest, response: sdk.OrchestratorResponse
+    ) -> None:
+        """Add to the outbox what the turn's answer means for the run: at its end, the outcome."""
+        action = sdk.completion(response)
+        if action is None:
+            return
+        if turn.run is not None and turn.run.drops_events:
+            sdk.keep_events(response, lambda name: name.casefold().startswith(_TOWLINE_EVENTS))
+        action = sdk.completion(sdk.resolve_payloads(response, sdk.payload_store(self)))
+        envelope = turn.run.envelope if turn.run is not None else _envelope_of(request)
+        if action is None or envelope is None:
+            return
+        outcome = outcome_of(action, self._facts(turn.run, envelope))
+        if outcome is None:
+            return
+        self._close_book(turn, envelope, request)
+        if envelope.role != "run":
+            return
+        turn.outbox.append(
+            Publish(
+                Event(
+                    id=ids.outcome_id(envelope.run_id),
+                    source=self.source,
+                    data=outcome,
+                    traceparent=turn.run.traceparent if turn.run is not None else envelope.traceparent,
+                    tracestate=envelope.tracestate,
+                )
+            )
+        )
+
+    def _facts(self, run: Run | None, envelope: RunEnvelope) -> RunFacts:
+        now = self._clock()
+        started_at = None if run is None else run.counters.started_at
+        return RunFacts(
+            run_id=envelope.run_id,
+            run_type=envelope.run_type,
+            started_at=started_at,
+            finished_at=now if started_at is None else max(now, started_at),
+            usage=None if run is None else run.usage,
+            cancel_reason=None if run is None or run.cancel is None else run.cancel.reason,
+        )
+
+    def _close_book(self, turn: Turn, envelope: RunEnvelope, request: sdk.OrchestratorRequest) -> None:
+        """Answer every decision that has no answer yet: asks that stay open, early ones, the latest ones."""
+        run = turn.run
+        if run is not None and run.asks is not None:
+            run.ended = True
+            run.asks.close()
+        for data in sdk.raised_events(request, DECISION_EVENT):
+            try:
+                command = RaisedCommand.model_validate(data)
+            except ValidationError:
+                _log.warning("decision_unreadable", exc_info=True, extra={"run_id": envelope.run_id})
+                continue
+            if run is not None and run.asks is not None:
+                run.asks.receive(command)
+                continue
+            refused = Refused(command.name, command.command_id, "run_finished")
+            self._refuse(turn, envelope, refused)
+
+    def _refuse(self, turn: Turn, envelope: RunEnvelope, refused: Refused) -> None:
+        turn.outbox.append(
+            Publish(
+                Event(
+                    id=ids.approval_refused_id(envelope.run_id, refused.approval_id, refused.command_id),
+                    source=self.source,
+                    data=ApprovalRefused(
+                        run_id=envelope.run_id, approval_id=refused.approval_id, reason=refused.reason
+                    ),
+                    traceparent=envelope.traceparent,
+                )
+            )
+        )
+
+
+def _envelope_of(request: sdk.OrchestratorRequest) -> RunEnvelope | None:
+    """The envelope of a run whose code never ran (it is not registered, say)."""
+    started = sdk.started_event(request)
+    if started is None:
+        return None
+    try:
+        envelope, _ = unwrap_input(sdk.json_value(started.input.value))
+    except ValueError:
+        return None
+    return envelope
+
+
+def _raise_event(stub: Any, said: RaiseOn) -> None:
+    try:
+        stub.RaiseEvent(sdk.raise_event_request(said.instance_id, said.name, said.data))
+    except grpc.RpcError as error:
+        if error.code() != grpc.StatusCode.NOT_FOUND:  # type: ignore[attr-defined]
+            raise TurnAbandonedError(f"{said.instance_id}: {_rpc_text(error)}") from error
+        # The other one has ended and was purged: nobody is there to be told.
+        _log.info("event_target_gone", extra={"instance_id": said.instance_id, "event_name": said.name})
+
+
+def _rpc_text(error: grpc.RpcError) -> str:
+    code = getattr(error, "code", None)
+    return f"{code()}: {error}" if callable(code) else str(error)
