@@ -1,1 +1,4 @@
-"""See docs/architecture.md for what this part does and does not do."""
+"""Commands in, durable calls out: from the topics `runs` and `approvals` to the scheduler.
+
+`core`, `catalog` (pure: what to do) ← `commands` (does it) ← `app` (puts it together) ← `command`.
+"""

@@ -260,6 +260,10 @@ class Consumer(Generic[MessageT]):
             # Taken away meanwhile: the listener will tell, and lanes begin afresh.
             logger.debug("pause_of_unassigned_partition", extra={"group": self.options.group_id})
 
+    def has_partition(self, number: int) -> bool:
+        """Whether a partition of that number is ours now: of all members, exactly one says yes."""
+        return any(partition.partition == number for partition in self._assigned)
+
     # -- health; may be called from another thread -----------------------------------------------------
 
     def not_alive(self) -> str | None:

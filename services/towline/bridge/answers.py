@@ -1,0 +1,110 @@
+"""The bridge's own events, under their deterministic ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+from pydantic import JsonValue
+
+from towline.contracts import ids
+from towline.contracts.cloudevents import Record
+from towline.contracts.events import (
+    ApprovalDecided,
+    ApprovalRefusal,
+    ApprovalRefused,
+    ControlRefusal,
+    ControlRefused,
+    ErrorInfo,
+    Event,
+    EventData,
+    EventRaised,
+    RunCancelled,
+    RunControl,
+    RunFailed,
+    RunProgressed,
+    RunRejected,
+    RunRequested,
+)
+from towline.contracts.producer import EventProducer
+from towline.delivery import KafkaRecord
+from towline.telemetry.propagation import inject
+
+SOURCE: Final = "towline/bridge"
+
+
+class Answers:
+    """Publishes what the bridge has to say.
+
+    Raises (all methods): `PublishError` when Kafka did not acknowledge; call again.
+    """
+
+    def __init__(
+        self, producer: EventProducer, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._producer = producer
+        self.now = now
+
+    async def _say(self, event_id: str, data: EventData, cause: Event | None) -> None:
+        traceparent, tracestate = inject()
+        if traceparent is None and cause is not None:
+            traceparent, tracestate = cause.traceparent, cause.tracestate
+        await self._producer.send(
+            Event(
+                id=event_id,
+                source=SOURCE,
+                time=self.now(),
+                data=data,
+                traceparent=traceparent,
+                tracestate=tracestate,
+            )
+        )
+
+    async def again(self, record: KafkaRecord) -> None:
+        """Publish a command anew, as it is, at the end of its topic."""
+        await self._producer.send_record(
+            record.topic,
+            Record(record.key, record.value, tuple(record.headers)),
+            name=f"{record.topic}/{record.partition}/{record.offset}",
+        )
+
+    async def rejected(self, event: Event[RunRequested], error: ErrorInfo) -> None:
+        """The run is not started."""
+        run_id = event.data.run_id or event.id
+        data = RunRejected(run_id=run_id, run_type=event.data.run_type, error=error)
+        await self._say(ids.outcome_id(run_id), data, event)
+
+    async def cancelled(
+        self, run_id: str, run_type: str | None, reason: str | None, cause: Event | None
+    ) -> None:
+        """The run was ended by termination."""
+        data = RunCancelled(run_id=run_id, run_type=run_type, reason=reason, finished_at=self.now())
+        await self._say(ids.outcome_id(run_id), data, cause)
+
+    async def failed(self, run_id: str, run_type: str, error: ErrorInfo, finished_at: datetime) -> None:
+        """The scheduler itself failed the run."""
+        data = RunFailed(run_id=run_id, run_type=run_type, error=error, finished_at=finished_at)
+        await self._say(ids.outcome_id(run_id), data, None)
+
+    async def control_done(self, event: Event[RunControl], *, suspended: bool) -> None:
+        """A suspend or resume took effect."""
+        command = event.data
+        status: dict[str, JsonValue] = {"suspended": suspended, "reason": command.reason}
+        data = RunProgressed(run_id=command.run_id, status=status)
+        await self._say(ids.control_done_id(command.run_id, command.action, event.id), data, event)
+
+    async def control_refused(self, event: Event[RunControl], reason: ControlRefusal) -> None:
+        """A control command changed nothing."""
+        command = event.data
+        data = ControlRefused(run_id=command.run_id, action=command.action, reason=reason)
+        await self._say(ids.control_refused_id(command.run_id, command.action, event.id), data, event)
+
+    async def approval_refused(
+        self, event: Event[ApprovalDecided] | Event[EventRaised], reason: ApprovalRefusal
+    ) -> None:
+        """A decision or raised event reached nobody."""
+        data = event.data
+        name = data.name if isinstance(data, EventRaised) else data.approval_id
+        answer = ApprovalRefused(run_id=data.run_id, approval_id=name, reason=reason)
+        await self._say(ids.approval_refused_id(data.run_id, name, event.id), answer, event)

@@ -1,0 +1,38 @@
+"""`towline bridge`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Annotated
+
+import typer
+
+from towline.bridge.app import Bridge
+from towline.bridge.settings import BridgeSettings
+from towline.contracts.settings import KafkaSettings, SchedulerSettings
+from towline.telemetry import HealthServer, set_up
+
+app = typer.Typer(help="Commands from Kafka to the scheduler.", no_args_is_help=False)
+
+
+@app.callback(invoke_without_command=True)
+def bridge(
+    http_listen: Annotated[
+        str | None, typer.Option(help="host:port of /healthz, /readyz and /metrics; port 0 takes a free one.")
+    ] = None,
+) -> None:
+    """Run the bridge until SIGTERM. Settings: TOWLINE_BRIDGE_*, _KAFKA_*, _SCHEDULER_*."""
+    settings = BridgeSettings()
+    if http_listen is not None:
+        settings = settings.model_copy(update={"http_listen": http_listen})
+    with set_up("towline-bridge"):
+        asyncio.run(_run(Bridge(settings, KafkaSettings(), SchedulerSettings())))
+
+
+async def _run(bridge: Bridge) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, bridge.stop)
+    with HealthServer(bridge.settings.http_listen, live=bridge.not_alive, ready=bridge.not_ready):
+        await bridge.run()

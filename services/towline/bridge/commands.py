@@ -1,0 +1,382 @@
+"""Carries out commands and decisions: what `core` decides, done at the scheduler and said on Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, Final, TypeAlias, cast
+
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
+
+from towline.bridge.answers import Answers
+from towline.bridge.availability import Availability
+from towline.bridge.catalog import Catalog
+from towline.bridge.core import (
+    CONTROL,
+    ControlStep,
+    Reject,
+    Standing,
+    Start,
+    WaitForCatalog,
+    cancel_command,
+    decide_request,
+    raised_command,
+    refusal,
+    same_request,
+    standing,
+    terminated_by,
+    termination_output,
+)
+from towline.bridge.errors import (
+    RunExistsError,
+    RunUnknownError,
+    SchedulerAwayError,
+    SchedulerFaultError,
+    SchedulerRefusedError,
+)
+from towline.bridge.scheduler import RunState, Scheduler
+from towline.bridge.settings import BridgeSettings
+from towline.bridge.watches import Watches
+from towline.contracts.canonical import canonical_json
+from towline.contracts.cloudevents import decode
+from towline.contracts.durable import CANCEL_EVENT, DECISION_EVENT, wrap_input
+from towline.contracts.errors import DecodeError, PublishError
+from towline.contracts.events import (
+    ApprovalDecided,
+    ErrorInfo,
+    Event,
+    EventRaised,
+    RunControl,
+    RunRequested,
+)
+from towline.delivery import DONE, Backoff, DeadLetter, Deferred, Delivery, KafkaRecord, Outcome, Retry
+from towline.telemetry import conventions
+from towline.telemetry.propagation import extract, inject
+
+logger = logging.getLogger(__name__)
+tracer = trace.get_tracer("towline.bridge")
+
+Command: TypeAlias = Event | DecodeError
+_GRACE_POLL_S: Final = 1.0
+_CATALOG_POLL_S: Final = 0.5
+_TERMINATED_WAIT_S: Final = 10.0
+_WATCH_SLICE_S: Final = 30.0
+_REQUEUE_AFTER_S: Final = 600.0
+
+
+def read(record: KafkaRecord) -> tuple[Hashable, Command]:
+    """A record's lane (its run) and event; what can't be decoded is handled as the error that says why."""
+    try:
+        event = decode(key=record.key, value=record.value, headers=record.headers)
+    except DecodeError as error:
+        return ("undecodable", record.key), error
+    return getattr(event.data, "run_id", event.id), event
+
+
+class Commands:
+    """The handler of both command topics.
+
+    Every call may come again after a crash: what it does at the scheduler is idempotent by run id or
+    command id, and what it says has deterministic ids.
+    """
+
+    def __init__(
+        self,
+        settings: BridgeSettings,
+        *,
+        scheduler: Scheduler,
+        availability: Availability,
+        catalog: Catalog,
+        answers: Answers,
+        watches: Watches,
+    ) -> None:
+        self._settings = settings
+        self._scheduler = scheduler
+        self._availability = availability
+        self._catalog = catalog
+        self._answers = answers
+        self._watches = watches
+
+    async def handle(self, delivery: Delivery[Command]) -> Outcome:
+        """Carry out one command."""
+        event = delivery.message
+        if isinstance(event, DecodeError):
+            return DeadLetter(event.reason, str(event))
+        record = delivery.record
+        with tracer.start_as_current_span(
+            f"process {record.topic}",
+            context=extract(event.traceparent, event.tracestate),
+            kind=SpanKind.CONSUMER,
+            attributes={
+                conventions.MESSAGING_SYSTEM: "kafka",
+                conventions.MESSAGING_OPERATION_NAME: "process",
+                conventions.MESSAGING_OPERATION_TYPE: "process",
+                conventions.MESSAGING_DESTINATION: record.topic,
+                conventions.MESSAGING_PARTITION: str(record.partition),
+                conventions.MESSAGING_OFFSET: record.offset,
+                conventions.MESSAGING_MESSAGE_ID: event.id,
+                conventions.RUN_ID: getattr(event.data, "run_id", None) or event.id,
+            },
+        ):
+            try:
+                return await self._dispatch(event, delivery)
+            except SchedulerAwayError as error:
+                self._availability.lost(str(error))
+                return Retry("scheduler_away")
+            except PublishError:
+                return Retry("kafka_away")
+
+    async def _dispatch(self, event: Event, delivery: Delivery[Command]) -> Outcome:
+        waited_s = time.monotonic() - delivery.received_at
+        match event.data:
+            case RunRequested():
+                return await self._request(cast("Event[RunRequested]", event), waited_s)
+            case RunControl():
+                return await self._control(cast("Event[RunControl]", event), waited_s)
+            case ApprovalDecided() | EventRaised():
+                decision = cast("Event[ApprovalDecided] | Event[EventRaised]", event)
+                return await self._raise(decision, delivery.record, waited_s)
+            case _:
+                return DeadLetter(
+                    "wrong_topic",
+                    f"ce_type: {event.type} belongs on the topic {event.data.topic}; this one takes commands",
+                )
+
+    # -- requests --------------------------------------------------------------------------------------
+
+    async def _request(self, event: Event[RunRequested], waited_s: float) -> Outcome:
+        decision = decide_request(
+            event,
+            self._catalog,
+            now=self._answers.now(),
+            waited_s=waited_s,
+            run_type_grace_s=self._settings.run_type_grace_s,
+            max_input_bytes=self._settings.max_input_bytes,
+        )
+        match decision:
+            case WaitForCatalog():
+                return Retry("no_app_registered", _CATALOG_POLL_S)
+            case Reject():
+                return await self._reject(event, decision.error)
+            case Start():
+                return await self._start(event, decision)
+
+    async def _start(self, event: Event[RunRequested], start: Start) -> Outcome:
+        run_id = start.envelope.run_id
+        traceparent, tracestate = inject()
+        envelope = start.envelope
+        if traceparent is not None:
+            envelope = envelope.model_copy(update={"traceparent": traceparent, "tracestate": tracestate})
+        try:
+            await self._scheduler.start(
+                start.run_type, run_id, wrap_input(envelope, start.run_input), start.start_at
+            )
+        except RunExistsError:
+            known = await self._scheduler.find(run_id)
+            # Purged in between: the next attempt starts it.
+            return Retry("run_gone") if known is None else self._judge_existing(event, known)
+        except SchedulerRefusedError as error:
+            kind = "input_too_large" if error.too_large else "refused_by_scheduler"
+            return await self._reject(event, ErrorInfo(type=kind, message=f"the scheduler refused: {error}"))
+        logger.info("run_accepted", extra={"run_id": run_id, "run_type": start.run_type})
+        return DONE
+
+    async def _reject(self, event: Event[RunRequested], error: ErrorInfo) -> Outcome:
+        run_id = cast("str", event.data.run_id)
+        known = await self._scheduler.find(run_id)
+        if known is not None:
+            return self._judge_existing(event, known)
+        await self._answers.rejected(event, error)
+        logger.info("run_rejected", extra={"run_id": run_id, "error_type": error.type})
+        return DONE
+
+    def _judge_existing(self, event: Event[RunRequested], known: RunState) -> Outcome:
+        if same_request(known.envelope, event.data):
+            return DONE
+        owner = known.envelope.request_id if known.envelope else None
+        by = f"request {owner}" if owner else f"an orchestration {known.name!r} that Towline did not start"
+        return DeadLetter(
+            "run_id_conflict",
+            f"data.run_id: {known.run_id} is taken by {by} of other content: choose another run_id",
+        )
+
+    # -- control ---------------------------------------------------------------------------------------
+
+    async def _control(self, event: Event[RunControl], waited_s: float) -> Outcome:
+        command = event.data
+        state = await self._scheduler.find(command.run_id)
+        where = standing(
+            state.phase if state else None, state.envelope if state else None, now=self._answers.now()
+        )
+        try:
+            match CONTROL[command.action, where]:
+                case ControlStep.WAIT:
+                    if waited_s < self._settings.unknown_run_grace_s:
+                        return Retry("unknown_run", _GRACE_POLL_S)
+                    return await self._refuse(event, where)
+                case ControlStep.REFUSE:
+                    assert state is not None
+                    return await self._answer_ended(event, state)
+                case ControlStep.TERMINATE:
+                    await self._scheduler.terminate(
+                        command.run_id, termination_output(event.id, command.reason)
+                    )
+                    return Deferred(self._see_cancel_through(event, grace_s=0.0))
+                case ControlStep.RESUME_AND_CANCEL | ControlStep.CANCEL as step:
+                    if step is ControlStep.RESUME_AND_CANCEL:
+                        await self._scheduler.resume(command.run_id, "to be cancelled")
+                    cancel = cancel_command(event.id, command.reason)
+                    await self._scheduler.raise_event(
+                        command.run_id, CANCEL_EVENT, cancel.model_dump(mode="json")
+                    )
+                    logger.info("cancel_raised", extra={"run_id": command.run_id})
+                    return Deferred(self._see_cancel_through(event, grace_s=self._settings.cancel_grace_s))
+                case ControlStep.SUSPEND:
+                    return await self._suspend_or_resume(event, suspend=True)
+                case ControlStep.RESUME:
+                    return await self._suspend_or_resume(event, suspend=False)
+        except RunUnknownError:
+            # Purged in between: looked at again, it is unknown.
+            return Retry("run_gone", _GRACE_POLL_S)
+
+    async def _suspend_or_resume(self, event: Event[RunControl], *, suspend: bool) -> Outcome:
+        command = event.data
+        call = self._scheduler.suspend if suspend else self._scheduler.resume
+        try:
+            await call(command.run_id, command.reason)
+        except SchedulerRefusedError:
+            # It ended a moment ago, and this scheduler says so. Another cause shows in its state.
+            logger.info("control_not_taken", extra={"run_id": command.run_id, "action": command.action})
+        state = await self._scheduler.find(command.run_id)
+        if state is None or state.ended:
+            return await self._refuse(event, "ended")
+        await self._answers.control_done(event, suspended=suspend)
+        logger.info("run_suspended" if suspend else "run_resumed", extra={"run_id": command.run_id})
+        return DONE
+
+    async def _refuse(self, event: Event[RunControl], where: Standing) -> Outcome:
+        reason = refusal(where)
+        await self._answers.control_refused(event, reason)
+        logger.info(
+            "control_refused",
+            extra={"run_id": event.data.run_id, "action": event.data.action, "reason": reason},
+        )
+        return DONE
+
+    async def _answer_ended(self, event: Event[RunControl], state: RunState) -> Outcome:
+        """Refuse, unless this very command ended the run: then it came again after a crash."""
+        marker = terminated_by(_json(state.output)) if state.phase == "terminated" else None
+        if event.data.action == "cancel":
+            if marker is not None and marker.command_id == event.id:
+                await self._say_cancelled(event, state, marker.reason)
+                return DONE
+            if state.cancelled and event.id in (await self._scheduler.commands_of(state.run_id)).seen:
+                return DONE
+        return await self._refuse(event, "ended")
+
+    async def _see_cancel_through(self, event: Event[RunControl], *, grace_s: float) -> None:
+        """Wait for the run to end; terminate it after the grace; answer. Outlives absent neighbours."""
+        run_id = event.data.run_id
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace_s
+        backoff, failures = Backoff(first_s=0.2, longest_s=10.0), 0
+        while True:
+            try:
+                left_s = deadline - loop.time()
+                wait_s = min(left_s, _WATCH_SLICE_S) if left_s > 0 else _TERMINATED_WAIT_S
+                if await self._scheduler.wait_for_end(run_id, within_s=wait_s):
+                    await self._answer_cancel(event)
+                    return
+                if loop.time() >= deadline:
+                    logger.warning("run_terminated", extra={"run_id": run_id, "after_s": grace_s})
+                    output = termination_output(event.id, event.data.reason)
+                    await self._scheduler.terminate(run_id, output)
+                failures = 0
+            except (SchedulerAwayError, SchedulerFaultError, PublishError) as error:
+                if isinstance(error, SchedulerAwayError):
+                    self._availability.lost(str(error))
+                failures += 1
+                await asyncio.sleep(backoff.delay_s(failures))
+
+    async def _answer_cancel(self, event: Event[RunControl]) -> None:
+        state = await self._scheduler.find(event.data.run_id)
+        if state is None:
+            await self._refuse(event, "unknown")
+        elif state.phase == "terminated":
+            marker = terminated_by(_json(state.output))
+            await self._say_cancelled(event, state, marker.reason if marker else event.data.reason)
+        elif not state.cancelled:
+            # It came to its own end first. The worker has told how; the command still needs its answer.
+            await self._refuse(event, "ended")
+
+    async def _say_cancelled(self, event: Event[RunControl], state: RunState, reason: str | None) -> None:
+        run_type = state.envelope.run_type if state.envelope else None
+        await self._answers.cancelled(state.run_id, run_type, reason, event)
+        logger.info("run_cancelled", extra={"run_id": state.run_id})
+
+    # -- decisions and raised events -------------------------------------------------------------------
+
+    async def _raise(
+        self, event: Event[ApprovalDecided] | Event[EventRaised], record: KafkaRecord, waited_s: float
+    ) -> Outcome:
+        run_id = event.data.run_id
+        size = len(canonical_json(event.data.data))
+        if size > self._settings.max_input_bytes:
+            return DeadLetter(
+                "data_too_large",
+                f"data.data: has {size} bytes as JSON, at most {self._settings.max_input_bytes} are taken: "
+                "pass a reference to where the content is, or raise TOWLINE_BRIDGE_MAX_INPUT_BYTES",
+            )
+        command = raised_command(event)
+        try:
+            await self._scheduler.raise_event(run_id, DECISION_EVENT, command.model_dump(mode="json"))
+        except RunUnknownError:
+            if waited_s < self._settings.unknown_run_grace_s:
+                return Retry("unknown_run", _GRACE_POLL_S)
+            await self._answers.approval_refused(event, "unknown_run")
+            logger.info("decision_refused", extra={"run_id": run_id, "reason": "unknown_run"})
+            return DONE
+        except SchedulerRefusedError as error:
+            return DeadLetter("refused_by_scheduler", f"the scheduler refused to raise it: {error}")
+        return Deferred(self._see_decision_through(event, record))
+
+    async def _see_decision_through(
+        self, event: Event[ApprovalDecided] | Event[EventRaised], record: KafkaRecord
+    ) -> None:
+        """Wait until the run has seen it, or has ended without: then refuse it.
+
+        A run may take days to look: it starts later, or no worker is up. Its decision is then published
+        anew, as it is, so that the offset of this one does not hold back all that follow. That the run is
+        handed it twice does not matter: the book of asks knows the command's id.
+        """
+        run_id = event.data.run_id
+        try:
+            async with asyncio.timeout(_REQUEUE_AFTER_S):
+                seen = await self._watches.seen(run_id, event.id)
+        except TimeoutError:
+            await _until_published(lambda: self._answers.again(record))
+            return
+        if not seen:
+            await _until_published(lambda: self._answers.approval_refused(event, "run_finished"))
+            logger.info("decision_refused", extra={"run_id": run_id, "reason": "run_finished"})
+
+
+async def _until_published(publish: Callable[[], Awaitable[None]]) -> None:
+    backoff, failures = Backoff(first_s=0.2, longest_s=10.0), 0
+    while True:
+        try:
+            return await publish()
+        except PublishError:
+            failures += 1
+            await asyncio.sleep(backoff.delay_s(failures))
+
+
+def _json(text: str | None) -> Any:
+    try:
+        return json.loads(text or "null")
+    except ValueError:
+        return None

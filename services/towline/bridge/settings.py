@@ -1,0 +1,53 @@
+"""The bridge's settings, from `TOWLINE_BRIDGE_*`; where its neighbours are: `towline.contracts.settings`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class BridgeSettings(BaseSettings):
+    """How one bridge process behaves. All durations are in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="TOWLINE_BRIDGE_", frozen=True, extra="ignore")
+
+    http_listen: str = Field(
+        default="127.0.0.1:8081", description="host:port of /healthz, /readyz and /metrics."
+    )
+    group: str = Field(
+        default="bridge",
+        min_length=1,
+        description="Consumer groups are {topic prefix}{group}.runs and .approvals; same for all replicas.",
+    )
+    create_topics: bool = Field(
+        default=True, description="Create missing topics at start; off where an administrator does it."
+    )
+    max_in_flight: int = Field(
+        default=256, ge=1, description="Commands handled at the same time, for each of the two topics."
+    )
+    max_input_bytes: int = Field(
+        default=1_000_000, ge=1, description="Largest input of a run and data of a decision, as JSON."
+    )
+    unknown_run_grace_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="How long a decision or control command waits for its run to be known.",
+    )
+    run_type_grace_s: float = Field(
+        default=30.0, ge=0, description="How long a request waits for a first app while none is registered."
+    )
+    cancel_grace_s: float = Field(
+        default=60.0, ge=0, description="A cancelled run that has not ended by itself then is terminated."
+    )
+    call_timeout_s: float = Field(
+        default=10.0, gt=0, description="A call of the scheduler without an answer by then counts as failed."
+    )
+    sweep_every_s: float = Field(
+        default=15.0, gt=0, description="How often runs that ended without their worker are looked for."
+    )
+    sweep_window_s: float = Field(
+        default=3600.0, gt=0, description="How far back in time they are looked for."
+    )
+    drain_s: float = Field(
+        default=5.0, gt=0, description="Time for commands in hand to finish at a rebalance and at SIGTERM."
+    )
