@@ -1,8 +1,11 @@
 """The wire contract: events, codec, topics, client. Knows no service.
 
 What a downstream service needs is exported here; `faststream` is imported on its own, since FastStream
-is an extra.
+is an extra. What needs aiokafka is imported when it is first used: models and codec load without it.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from towline.contracts.cloudevents import Record, decode, encode
 from towline.contracts.errors import (
@@ -48,6 +51,12 @@ from towline.contracts.events import (
 from towline.contracts.settings import KafkaSettings
 from towline.contracts.topics import TOPICS, Topics, TopicSpec
 
+if TYPE_CHECKING:
+    from towline.contracts.client import Run, TowlineClient
+    from towline.contracts.producer import EventProducer
+    from towline.contracts.streams import EventStream
+    from towline.contracts.tracing import context_of
+
 __all__ = [
     "EVENT_MODELS",
     "EVENT_MODEL_BY_TYPE",
@@ -65,12 +74,15 @@ __all__ = [
     "ErrorInfo",
     "Event",
     "EventData",
+    "EventProducer",
     "EventRaised",
+    "EventStream",
     "KafkaSettings",
     "KafkaUnavailableError",
     "PublishError",
     "Record",
     "ResultTimeoutError",
+    "Run",
     "RunCancelled",
     "RunCancelledError",
     "RunCompleted",
@@ -87,9 +99,25 @@ __all__ = [
     "RunTypeInfo",
     "TopicSpec",
     "Topics",
+    "TowlineClient",
     "TowlineError",
     "Usage",
+    "context_of",
     "decode",
     "encode",
     "is_run_id",
 ]
+
+_LAZY = {
+    "EventProducer": "producer",
+    "EventStream": "streams",
+    "Run": "client",
+    "TowlineClient": "client",
+    "context_of": "tracing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)

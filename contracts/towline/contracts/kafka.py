@@ -12,7 +12,9 @@ from typing import Any, Final, TypeVar, cast
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
+    AuthenticationFailedError,
     ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
     KafkaError,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
@@ -26,6 +28,13 @@ from towline.contracts.topics import TOPICS, TopicSpec
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
+REFUSALS: Final = (
+    AuthenticationFailedError,
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    TopicAuthorizationFailedError,
+)
+"""Errors of the broker that waiting does not mend."""
 _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 _NO_ERROR: Final = 0
 

@@ -1,0 +1,319 @@
+"""Waiting for the outcomes of many runs with one consumer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from datetime import datetime
+from typing import Any, Final, cast
+from weakref import WeakValueDictionary
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from towline.contracts.consumers import (
+    ConsumedRecord,
+    Offsets,
+    Since,
+    assign,
+    consumer,
+    decoded,
+    end_offsets,
+    partitions_of,
+    poll,
+    refused,
+    resolve,
+)
+from towline.contracts.errors import ClientError, KafkaUnavailableError
+from towline.contracts.events import OUTCOME_MODELS, Event, RunOutcome
+from towline.contracts.kafka import REFUSALS, backoff_s
+from towline.contracts.settings import KafkaSettings
+
+_log = logging.getLogger(__name__)
+
+_POLL_S: Final = 0.5
+_SNAPSHOT_MAX_AGE_S: Final = 2.0
+_GROWTH_CHECK_S: Final = 30.0
+
+
+class Watched:
+    """One run whose outcome somebody may ask for. Kept alive by whoever asks; forgotten with them."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self.outcome: Event[RunOutcome] | None = None
+        self.error: ClientError | None = None
+        self.covered = False
+        """Whether everything since the run's beginning was read, or is being read."""
+        self.scanning = False
+        self._later: Event[RunOutcome] | None = None
+        self.changed = asyncio.Event()
+
+    def seen_live(self, event: Event[RunOutcome]) -> None:
+        """An outcome read as it came. It waits until the past is searched: the first outcome is the one."""
+        if self.covered and not self.scanning:
+            self._settle(event)
+        elif self._later is None:
+            self._later = event
+
+    def scanned(self, found: Event[RunOutcome] | None) -> None:
+        """The past was searched."""
+        self.scanning = False
+        event = found or self._later
+        if event is not None:
+            self._settle(event)
+
+    def failed(self, error: ClientError) -> None:
+        """Reading has come to an end; whoever waits gets `error`, a later wait tries again."""
+        self.scanning = self.covered = False
+        self.error = error
+        self.changed.set()
+
+    def _settle(self, event: Event[RunOutcome]) -> None:
+        if self.outcome is None:
+            self.outcome = event
+            self.changed.set()
+
+
+class OutcomeWatch:
+    """One consumer of `results` for all runs of a client, begun when an outcome is first waited for.
+
+    A run that this client starts is known here before its request is published, so its outcome cannot
+    slip by. For any other run, what is retained is searched once, by a second, passing consumer that
+    serves all such runs at a time; only records whose key is a wanted run's id are decoded.
+    """
+
+    def __init__(self, settings: KafkaSettings, *, client_id: str, timeout_s: float | None) -> None:
+        self._settings = settings
+        self._client_id = client_id
+        self._timeout_s = timeout_s
+        self._topic = settings.topics.results
+        self._runs: WeakValueDictionary[bytes, Watched] = WeakValueDictionary()
+        self._stack = AsyncExitStack()
+        self._reader: AIOKafkaConsumer | None = None
+        self._positions: dict[TopicPartition, int] = {}
+        self._live: asyncio.Task[None] | None = None
+        self._scans: dict[Watched, Since] = {}
+        self._scan_wanted = asyncio.Event()
+        self._scanner: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()
+        self._snapshot: tuple[float, Offsets] | None = None
+        self.undecodable_count = 0
+
+    async def open(self) -> None:
+        """Connect.
+
+        Raises:
+            KafkaUnavailableError: No broker answered in time.
+        """
+        self._reader = await self._stack.enter_async_context(
+            consumer(self._settings, client_id=self._client_id, timeout_s=self._timeout_s)
+        )
+
+    async def close(self) -> None:
+        """Stop reading; whoever still waits gets a ClientError. Idempotent."""
+        tasks = [task for task in (self._live, self._scanner) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._live = self._scanner = None
+        self._fail_all(ClientError("the client was closed: wait for results inside its async with block"))
+        self._reader = None
+        await self._stack.aclose()
+
+    def watched(self, run_id: str) -> Watched:
+        """The run's entry, made if nobody has it yet."""
+        key = run_id.encode()
+        found = self._runs.get(key)
+        if found is None:
+            found = self._runs[key] = Watched(run_id)
+        return found
+
+    async def before_start(self, watched: Watched) -> Offsets | None:
+        """Call before publishing a run's request: its events will come after the offsets returned.
+
+        None if the run is being watched already, so that its outcome needs no offsets.
+        """
+        if self._live is not None:
+            watched.covered = True
+        now = asyncio.get_running_loop().time()
+        if self._snapshot is None or now - self._snapshot[0] > _SNAPSHOT_MAX_AGE_S:
+            reader = self._open_reader()
+            topics = self._settings.topics
+            partitions = await partitions_of(reader, (topics.results, topics.events))
+            self._snapshot = (now, await end_offsets(reader, partitions))
+        return self._snapshot[1]
+
+    async def wait(self, watched: Watched, since: Since) -> Event[RunOutcome]:
+        """The run's outcome, once there is one.
+
+        Args:
+            watched: From `watched`.
+            since: No earlier than this must be searched, if the run is not watched from its start.
+
+        Raises:
+            ClientError: `results` cannot be read, or the client was closed.
+        """
+        while watched.outcome is None:
+            watched.error = None
+            watched.changed.clear()
+            if not watched.covered:
+                await self._cover(watched, since)
+            await watched.changed.wait()
+            if watched.outcome is None and watched.error is not None:
+                raise watched.error
+        return watched.outcome
+
+    async def _cover(self, watched: Watched, since: Since) -> None:
+        async with self._lock:
+            if watched.covered:
+                return
+            from_start = await self._begin(since)
+            watched.covered = True
+            if from_start:
+                return
+            watched.scanning = True
+            self._scans[watched] = since
+            self._scan_wanted.set()
+            if self._scanner is None:
+                self._scanner = asyncio.create_task(self._scan_forever(), name="towline-outcome-scan")
+
+    async def _begin(self, since: Since) -> bool:
+        """Begin to read live, unless it has begun; whether it begins at `since`."""
+        if self._live is not None:
+            return False
+        reader = self._open_reader()
+        partitions = await partitions_of(reader, (self._topic,))
+        from_start = isinstance(since, dict)
+        self._positions = (
+            await resolve(reader, partitions, cast("Offsets", since))
+            if from_start
+            else await end_offsets(reader, partitions)
+        )
+        assign(reader, self._positions)
+        self._live = asyncio.create_task(self._read_forever(reader), name="towline-outcomes")
+        return from_start
+
+    def _open_reader(self) -> AIOKafkaConsumer:
+        if self._reader is None:
+            raise ClientError("the client is not open: use it inside its async with block")
+        return self._reader
+
+    async def _read_forever(self, reader: AIOKafkaConsumer) -> None:
+        loop = asyncio.get_running_loop()
+        next_check = loop.time() + _GROWTH_CHECK_S
+        attempt = 0
+        while True:
+            try:
+                records = await poll(reader, timeout_s=_POLL_S)
+                attempt = 0
+                for record in records:
+                    self._positions[TopicPartition(record.topic, record.partition)] = record.offset + 1
+                    self._live_record(record)
+                if loop.time() >= next_check:
+                    next_check = loop.time() + _GROWTH_CHECK_S
+                    await self._follow_growth(reader)
+            except (KafkaError, ClientError, KafkaUnavailableError) as error:
+                _log.warning("results_unreadable", extra={"topic": self._topic, "error": repr(error)})
+                if (refusal := _refusal(error)) is not None:
+                    self._fail_all(refusal)
+                await asyncio.sleep(backoff_s(attempt))
+                attempt += 1
+
+    def _live_record(self, record: ConsumedRecord) -> None:
+        watched = self._runs.get(record.key) if record.key is not None else None
+        if watched is not None and (event := self._outcome_in(record)) is not None:
+            watched.seen_live(event)
+
+    def _outcome_in(self, record: ConsumedRecord) -> Event[RunOutcome] | None:
+        event = decoded(record)
+        if event is None:
+            self.undecodable_count += 1
+        elif isinstance(event.data, OUTCOME_MODELS):
+            return cast("Event[RunOutcome]", event)
+        return None
+
+    async def _follow_growth(self, reader: AIOKafkaConsumer) -> None:
+        partitions = await partitions_of(reader, (self._topic,))
+        added = [partition for partition in partitions if partition not in self._positions]
+        if added:
+            _log.info("topic_grew", extra={"topic": self._topic, "partitions": len(partitions)})
+            self._positions.update(dict.fromkeys(added, 0))
+            assign(reader, self._positions)
+
+    async def _scan_forever(self) -> None:
+        attempt = 0
+        while True:
+            await self._scan_wanted.wait()
+            self._scan_wanted.clear()
+            wanted, self._scans = self._scans, {}
+            try:
+                await self._scan(wanted)
+                attempt = 0
+            except (KafkaError, ClientError, KafkaUnavailableError) as error:
+                _log.warning("results_unreadable", extra={"topic": self._topic, "error": repr(error)})
+                if (refusal := _refusal(error)) is not None:
+                    for watched in wanted:
+                        watched.failed(refusal)
+                else:
+                    self._scans = {**wanted, **self._scans}
+                    self._scan_wanted.set()
+                await asyncio.sleep(backoff_s(attempt))
+                attempt += 1
+
+    async def _scan(self, wanted: dict[Watched, Since]) -> None:
+        by_key = {watched.run_id.encode(): watched for watched in wanted if watched.scanning}
+        async with consumer(
+            self._settings, client_id=f"{self._client_id}-scan", timeout_s=self._timeout_s
+        ) as reader:
+            partitions = await partitions_of(reader, (self._topic,))
+            positions = await _earliest_of(
+                reader, partitions, [wanted[watched] for watched in by_key.values()]
+            )
+            ends = await end_offsets(reader, partitions)
+            left = {partition: end for partition, end in ends.items() if positions[partition] < end}
+            assign(reader, {partition: positions[partition] for partition in left})
+            while left and by_key:
+                for record in await poll(reader, timeout_s=_POLL_S, max_records=5000):
+                    watched = by_key.get(record.key) if record.key is not None else None
+                    if watched is not None and (event := self._outcome_in(record)) is not None:
+                        watched.scanned(event)
+                        del by_key[watched.run_id.encode()]
+                left = {
+                    partition: end
+                    for partition, end in left.items()
+                    if await cast("Any", reader).position(partition) < end
+                }
+        for watched in by_key.values():
+            watched.scanned(None)
+
+    def _fail_all(self, error: ClientError) -> None:
+        for watched in list(self._runs.values()):
+            if watched.outcome is None:
+                watched.failed(error)
+
+
+async def _earliest_of(
+    reader: AIOKafkaConsumer, partitions: list[TopicPartition], wanted: list[Since]
+) -> dict[TopicPartition, int]:
+    """The offsets from which on all of `wanted` is found; what is the same is asked for once."""
+    if any(since is None for since in wanted):
+        return await resolve(reader, partitions, None)
+    positions: dict[TopicPartition, int] = {}
+    times = [since for since in wanted if isinstance(since, datetime)]
+    # Runs that were started within a short time share one snapshot of offsets.
+    distinct: dict[int, Since] = {id(since): since for since in wanted if not isinstance(since, datetime)}
+    if times:
+        distinct[0] = min(times)
+    for since in distinct.values():
+        for partition, offset in (await resolve(reader, partitions, since)).items():
+            positions[partition] = min(offset, positions.get(partition, offset))
+    return positions
+
+
+def _refusal(error: Exception) -> ClientError | None:
+    """What to tell those who wait, if waiting does not mend it."""
+    if isinstance(error, REFUSALS):
+        return refused(cast("KafkaError", error))
+    return error if isinstance(error, ClientError) else None
