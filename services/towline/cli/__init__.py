@@ -1,9 +1,15 @@
 """`towline`, the command line."""
 
+import sys
+
 
 def main() -> None:
     """Entry point of the `towline` script."""
     try:
+        from towline.cli.roles import run_named_role
+
+        if run_named_role(sys.argv[1:]):
+            return
         from towline.cli.app import run
     except ModuleNotFoundError as error:
         if error.name not in {"typer", "rich", "httpx"}:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from towline.cli import roles
+from towline.cli import commands, reading, roles
+from towline.cli.settings_table import settings
 
 app = typer.Typer(
     name="towline",
@@ -13,6 +14,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+for command in (
+    commands.publish,
+    reading.tail,
+    commands.approve,
+    commands.reject,
+    commands.raise_event,
+    commands.cancel,
+    commands.suspend,
+    commands.resume,
+    reading.results,
+    reading.events,
+    reading.runs,
+    settings,
+):
+    app.command()(command)
 roles.mount(app)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import sys
+from collections.abc import Sequence
 from typing import Any, Final
 
 import typer
@@ -30,7 +30,7 @@ def run_role(role: str, arguments: list[str]) -> None:
     """Run `role`'s own command line with `arguments`.
 
     Raises:
-        typer.Exit: Its dependencies are not installed; a line says what to install.
+        SystemExit: At its end, or because its dependencies are not installed; a line says which.
     """
     module = _MODULES.get(role, f"towline.{role}.command")
     try:
@@ -40,9 +40,16 @@ def run_role(role: str, arguments: list[str]) -> None:
         if missing == "towline":
             raise
         extra = "dev" if role == "demo" else role
-        sys.stderr.write(f"towline {role} needs {missing}: pip install 'towline[{extra}]'\n")
-        raise typer.Exit(1) from None
+        raise SystemExit(f"towline {role} needs {missing}: pip install 'towline[{extra}]'") from None
     command.app(args=arguments, prog_name=f"towline {role}")
+
+
+def run_named_role(arguments: Sequence[str]) -> bool:
+    """Run the role that `arguments` begin with, without loading the other commands; False if it is none."""
+    if not arguments or arguments[0] not in ROLES:
+        return False
+    run_role(arguments[0], list(arguments[1:]))
+    return True
 
 
 def mount(app: typer.Typer) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -22,7 +21,7 @@ from towline.dev.workspace import Workspace, env_lines, open_workspace, write_at
 
 app = typer.Typer(help="The whole stack on this machine.", pretty_exceptions_enable=False)
 
-USUAL_PORTS: Final = {"kafka": 9092, "valkey": 6379, "scheduler": 8080, "relay": 8000}
+USUAL_PORTS: Final = {"kafka": 9092, "valkey": 6379, "scheduler": 8080, "relay": 8090}
 """The settings' defaults, so that other commands need no addresses; free ones if these are taken."""
 EXAMPLES: Final = "examples.all:setup_worker"
 SAMPLE: Final = "towline.cli.sample_app:setup_worker"
@@ -111,9 +110,7 @@ def _serve(
 
 
 async def _supervise(supervisor: Supervisor) -> None:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, supervisor.stop)
+    supervisor.stop_on_signals()
     await supervisor.run()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -69,13 +70,22 @@ class Supervisor:
         return [*self._infrastructure, *self._roles]
 
     def stop(self) -> None:
-        """Begin to stop; the second time kill everything at once. From a signal handler of the loop."""
+        """Begin to stop. Idempotent."""
+        self._stopping = True
+
+    def stop_on_signals(self) -> None:
+        """Stop on Ctrl-C, SIGTERM and a closed terminal; the second one kills. From the running loop."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._signalled)
+
+    def _signalled(self) -> None:
         if self._stopping:
             for one in self._all:
                 one.part.kill_now()
             return
         self._say("stopping (once more: kill)")
-        self._stopping = True
+        self.stop()
 
     async def run(self) -> None:
         """Until `stop`, or until a part cannot be started. Everything is stopped when it returns.

@@ -1,0 +1,170 @@
+"""Commands that publish: a run, a decision, an event, a control command."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Final, TypeAlias
+
+import typer
+
+from towline.cli import inputs
+from towline.cli.following import follow as follow_run
+from towline.cli.output import Printer, hint
+from towline.cli.run import execute
+from towline.cli.topics import CONNECT_TIMEOUT_S
+from towline.contracts.client import Run, TowlineClient
+from towline.contracts.settings import KafkaSettings
+
+SOURCE: Final = "towline/cli"
+
+RunIdArgument: TypeAlias = Annotated[str, typer.Argument(metavar="RUN_ID", help="The run.")]
+ApprovalArgument: TypeAlias = Annotated[
+    str, typer.Argument(metavar="APPROVAL_ID", help="The ask, as approval.requested names it.")
+]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON lines.")]
+Feedback: TypeAlias = Annotated[str | None, typer.Option(help="Text for the run.")]
+Data: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="JSON|@FILE|-", help="A JSON object merged into what the run receives.")
+]
+Approver: TypeAlias = Annotated[str | None, typer.Option(help="Who decides.")]
+Digest: TypeAlias = Annotated[
+    str | None, typer.Option(help="Digest of what was seen; the decision is refused if it has changed.")
+]
+Reason: TypeAlias = Annotated[str | None, typer.Option(help="For the record.")]
+
+
+def publish(
+    run_type: Annotated[str, typer.Argument(metavar="RUN_TYPE", help="A run type of a registered app.")],
+    input_text: Annotated[
+        str, typer.Option("--input", "-i", metavar="JSON|@FILE|-", help="The run's input.")
+    ] = "null",
+    run_id: Annotated[
+        str | None, typer.Option(help="Names the run; the same id starts one run only.")
+    ] = None,
+    session_id: Annotated[
+        str | None, typer.Option(help="Runs of one session continue a conversation.")
+    ] = None,
+    tag: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be given often.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show what it does until it ends.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Start a run. Prints its id; with --follow exits 0 only if it completed."""
+    execute(_publish(run_type, input_text, run_id, session_id, tag or [], follow=follow, as_json=as_json))
+
+
+async def _publish(
+    run_type: str,
+    input_text: str,
+    run_id: str | None,
+    session_id: str | None,
+    tag: list[str],
+    *,
+    follow: bool,
+    as_json: bool,
+) -> int:
+
+    options: dict[str, Any] = {"tags": inputs.tags(tag)}
+    if run_id is not None:
+        options["run_id"] = inputs.run_id(run_id)
+    if session_id is not None:
+        options["session_id"] = inputs.run_id(session_id)
+    run_input = inputs.read_json(input_text, "--input")
+    settings, printer = KafkaSettings(), Printer(as_json=as_json)
+    async with TowlineClient(settings, source=SOURCE, connect_timeout_s=CONNECT_TIMEOUT_S) as client:
+        run = await client.start(run_type, run_input, **options)
+    printer.value({"run_id": run.run_id, "run_type": run_type}, run.run_id)
+    if follow:
+        return await follow_run(run.run_id, settings, printer)
+    hint(f"follow it: towline tail {run.run_id}")
+    return 0
+
+
+def approve(
+    run_id: RunIdArgument,
+    approval_id: ApprovalArgument,
+    feedback: Feedback = None,
+    data: Data = None,
+    approver: Approver = None,
+    digest: Digest = None,
+    as_json: Json = False,
+) -> None:
+    """Approve what a run asks for."""
+    fields = _decision(feedback, approver, digest)
+    _command(
+        run_id,
+        as_json,
+        lambda run: run.approve(approval_id, data=inputs.json_object(data, "--data"), **fields),
+        {"approval_id": approval_id, "approved": True},
+    )
+
+
+def reject(
+    run_id: RunIdArgument,
+    approval_id: ApprovalArgument,
+    feedback: Feedback = None,
+    data: Data = None,
+    approver: Approver = None,
+    digest: Digest = None,
+    as_json: Json = False,
+) -> None:
+    """Reject what a run asks for."""
+    fields = _decision(feedback, approver, digest)
+    _command(
+        run_id,
+        as_json,
+        lambda run: run.reject(approval_id, data=inputs.json_object(data, "--data"), **fields),
+        {"approval_id": approval_id, "approved": False},
+    )
+
+
+def raise_event(
+    run_id: RunIdArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The event's name.")],
+    data: Annotated[str, typer.Option(metavar="JSON|@FILE|-", help="Delivered as it is.")] = "null",
+    as_json: Json = False,
+) -> None:
+    """Raise an external event in a run."""
+    _command(
+        run_id,
+        as_json,
+        lambda run: run.raise_event(name, inputs.read_json(data, "--data")),
+        {"name": name},
+    )
+
+
+def cancel(run_id: RunIdArgument, reason: Reason = None, as_json: Json = False) -> None:
+    """Cancel a run: it may compensate first."""
+    _command(run_id, as_json, lambda run: run.cancel(reason=reason), {"action": "cancel"})
+
+
+def suspend(run_id: RunIdArgument, reason: Reason = None, as_json: Json = False) -> None:
+    """Suspend a run: it takes no further step until it is resumed."""
+    _command(run_id, as_json, lambda run: run.suspend(reason=reason), {"action": "suspend"})
+
+
+def resume(run_id: RunIdArgument, reason: Reason = None, as_json: Json = False) -> None:
+    """Resume a suspended run."""
+    _command(run_id, as_json, lambda run: run.resume(reason=reason), {"action": "resume"})
+
+
+def _decision(feedback: str | None, approver: str | None, digest: str | None) -> dict[str, Any]:
+    fields = {"feedback": feedback, "approver": approver, "digest": digest}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _command(run_id: str, as_json: bool, send: Callable[[Run], Awaitable[str]], said: dict[str, Any]) -> None:
+    execute(_send(run_id, as_json, send, said))
+
+
+async def _send(
+    run_id: str, as_json: bool, send: Callable[[Run], Awaitable[str]], said: dict[str, Any]
+) -> None:
+
+    inputs.run_id(run_id)
+    async with TowlineClient(KafkaSettings(), source=SOURCE, connect_timeout_s=CONNECT_TIMEOUT_S) as client:
+        event_id = await send(client.run(run_id))
+    words = " ".join(str(value) for value in said.values() if not isinstance(value, bool))
+    Printer(as_json=as_json).value(
+        {"run_id": run_id, **said, "event_id": event_id},
+        f"published for {run_id}: {words} (see the answer with `towline events`)",
+    )

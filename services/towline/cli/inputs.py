@@ -1,0 +1,82 @@
+"""What people type, checked. Reads files and standard input, nothing else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from towline.cli.errors import UsageError
+from towline.contracts.events import is_run_id
+
+
+def read_json(text: str, option: str) -> Any:
+    """The JSON value of `text`: itself, ``@file``, or ``-`` for standard input.
+
+    Raises:
+        UsageError: It is not JSON, or the file cannot be read.
+    """
+    source = option
+    if text == "-":
+        text, source = sys.stdin.read(), f"{option} -"
+    elif text.startswith("@"):
+        source = f"{option} {text}"
+        try:
+            text = Path(text[1:]).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{source}: cannot be read: {error}") from error
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        hint = f": a string needs its quotes: '{json.dumps(text)}'" if _is_bare_word(text) else ""
+        raise UsageError(
+            f"{source}: is not JSON ({error.msg}, line {error.lineno} column {error.colno}){hint}"
+        ) from error
+    except RecursionError:
+        raise UsageError(f"{source}: is nested too deep") from None
+
+
+def _is_bare_word(text: str) -> bool:
+    return bool(text.strip()) and "\n" not in text and len(text) < 100 and text.strip()[0] not in "{[\"'"
+
+
+def run_id(text: str) -> str:
+    """A valid run id.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if not is_run_id(text):
+        raise UsageError(f"run id {text!r}: must be 1 to 128 of A-Z a-z 0-9 . _ : -")
+    return text
+
+
+def tags(pairs: Sequence[str]) -> dict[str, str] | None:
+    """``key=value`` pairs.
+
+    Raises:
+        UsageError: One has no ``=``, or no key.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise UsageError(f"--tag {pair!r}: must be key=value")
+        found[key] = value
+    return found or None
+
+
+def json_object(text: str | None, option: str) -> dict[str, Any] | None:
+    """As `read_json`, for an object; None for no text.
+
+    Raises:
+        UsageError: It is no JSON object.
+    """
+    if text is None:
+        return None
+    value = read_json(text, option)
+    if not isinstance(value, dict):
+        raise UsageError(f"{option}: must be a JSON object, like '{{\"key\": 1}}'")
+    return value  # pyright: ignore[reportUnknownVariableType] - parsed JSON

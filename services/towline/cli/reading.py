@@ -1,0 +1,94 @@
+"""Commands that read: one run, outcomes, events, the list of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias, cast
+
+import typer
+
+from towline.cli import inputs, relay
+from towline.cli.commands import Json, RunIdArgument
+from towline.cli.errors import CliError
+from towline.cli.following import follow as follow_run
+from towline.cli.output import Printer, json_line, printable
+from towline.cli.run import execute
+from towline.cli.topics import read
+from towline.contracts.events import TopicName
+from towline.contracts.settings import KafkaSettings
+
+Follow: TypeAlias = Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones until Ctrl-C.")]
+Last: TypeAlias = Annotated[int, typer.Option("--last", "-n", min=0, help="How many of those there are.")]
+All: TypeAlias = Annotated[bool, typer.Option("--all", help="All that are retained.")]
+
+
+def tail(run_id: RunIdArgument, as_json: Json = False) -> None:
+    """Show a run from its start until it ends: tokens and events. Exits 0 only if it completed."""
+
+    async def work() -> int:
+        return await follow_run(inputs.run_id(run_id), KafkaSettings(), Printer(as_json=as_json))
+
+    execute(work())
+
+
+def results(follow: Follow = False, last: Last = 20, all_: All = False, as_json: Json = False) -> None:
+    """Outcomes of runs, from Kafka."""
+    execute(_topic("results", last=None if all_ else last, follow=follow, as_json=as_json))
+
+
+def events(follow: Follow = False, last: Last = 20, all_: All = False, as_json: Json = False) -> None:
+    """Lifecycle events, approval requests and answers, from Kafka."""
+    execute(_topic("events", last=None if all_ else last, follow=follow, as_json=as_json))
+
+
+async def _topic(name: TopicName, *, last: int | None, follow: bool, as_json: bool) -> None:
+    settings, printer = KafkaSettings(), Printer(as_json=as_json)
+    async for event in read(settings, (settings.topics.name(name),), last=last, follow=follow):
+        printer.event(event)
+
+
+def runs(
+    status: Annotated[str | None, typer.Option(help="Only those in this status.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """The latest runs, from the relay."""
+    execute(_runs(status, limit, as_json=as_json))
+
+
+async def _runs(status: str | None, limit: int, *, as_json: bool) -> None:
+    url = await relay.find()
+    if url is None:
+        raise CliError(
+            f"no relay answers at {relay.DEFAULT_URL}: start one (towline dev does), "
+            "or set TOWLINE_RELAY_URL to where it is"
+        )
+    params: dict[str, str | int] = {"limit": limit} | ({"status": status} if status else {})
+    answer = await relay.get_json(url, "/runs", params=params)
+    found = cast("list[dict[str, Any]]", answer["runs"] if isinstance(answer, dict) else answer)
+    if as_json:
+        for run in found:
+            Printer.line(json_line(run))
+    else:
+        _print_table(found)
+
+
+def _print_table(found: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("run_id", "run_type", "status", "asks for", "updated", box=None, header_style="bold")
+    for run in found:
+        table.add_row(*(Text(cell) for cell in _cells(run)))
+    Console().print(table)
+
+
+def _cells(run: Mapping[str, Any]) -> list[str]:
+    pending = cast("list[Any]", run.get("pending_approvals") or [])
+    asks = ", ".join(
+        str(cast("dict[str, Any]", ask).get("approval_id")) if isinstance(ask, dict) else str(ask)
+        for ask in pending
+    )
+    values = (run.get("run_id"), run.get("run_type"), run.get("status"), asks, run.get("updated_at"))
+    return [printable(str(value)) if value not in (None, "") else "-" for value in values]

@@ -1,0 +1,102 @@
+"""Reads events from topics for a person: the last ones, then new ones as they come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, cast
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from towline.contracts.consumers import (
+    ConsumedRecord,
+    RecentIds,
+    assign,
+    consumer,
+    decoded,
+    end_offsets,
+    partitions_of,
+    poll,
+    resolve,
+)
+from towline.contracts.errors import KafkaUnavailableError
+from towline.contracts.events import Event
+from towline.contracts.settings import KafkaSettings
+
+CONNECT_TIMEOUT_S: Final = 10.0
+_POLL_S: Final = 0.2
+_HISTORY_TIMEOUT_S: Final = 60.0
+_IDS_KEPT: Final = 100_000
+_BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
+
+
+async def read(
+    settings: KafkaSettings,
+    topics: Sequence[str],
+    *,
+    last: int | None,
+    follow: bool,
+    run_id: str | None = None,
+) -> AsyncGenerator[Event]:
+    """Events of `topics` in the order of their times, repeats dropped; undecodable records are logged.
+
+    Args:
+        settings: Where Kafka is.
+        topics: Full names.
+        last: How many of those that are there already; None for all.
+        follow: Go on with new ones, for ever.
+        run_id: Only those of this run.
+
+    Raises:
+        KafkaUnavailableError: No broker answers, or a topic does not exist.
+    """
+    key = None if run_id is None else run_id.encode()
+    ids = RecentIds(_IDS_KEPT)
+    async with consumer(settings, client_id="towline-cli", timeout_s=CONNECT_TIMEOUT_S) as reader:
+        partitions = await partitions_of(reader, topics)
+        ends = await end_offsets(reader, partitions)
+        earliest = await resolve(reader, partitions, None)
+        # Keys are not counted by Kafka: the last of one run may be anywhere.
+        depth = None if key is not None else last
+        starts = (
+            earliest if depth is None else {at: max(end - depth, earliest[at]) for at, end in ends.items()}
+        )
+        assign(reader, starts)
+        history = await _history(reader, starts, ends)
+        events = [event for record in history if (event := _wanted(record, key, ids)) is not None]
+        events.sort(key=lambda event: event.time or _BEGINNING)
+        for event in events if last is None else events[len(events) - min(last, len(events)) :]:
+            yield event
+        while follow:
+            for record in await poll(reader, timeout_s=_POLL_S):
+                if (event := _wanted(record, key, ids)) is not None:
+                    yield event
+
+
+def _wanted(record: ConsumedRecord, key: bytes | None, ids: RecentIds) -> Event | None:
+    if key is not None and record.key != key:
+        return None
+    event = decoded(record)
+    return event if event is not None and ids.is_new(event.id) else None
+
+
+async def _history(
+    reader: AIOKafkaConsumer, starts: dict[TopicPartition, int], ends: dict[TopicPartition, int]
+) -> list[ConsumedRecord]:
+    """Everything before `ends`, and what comes with it."""
+    found: list[ConsumedRecord] = []
+    open_ones = {at for at, end in ends.items() if starts[at] < end}
+    try:
+        async with asyncio.timeout(_HISTORY_TIMEOUT_S):
+            while open_ones:
+                found += await poll(reader, timeout_s=_POLL_S)
+                # Not the last record's offset: a compacted or transactional topic has gaps.
+                for at in tuple(open_ones):
+                    if await cast("Any", reader).position(at) >= ends[at]:
+                        open_ones.discard(at)
+    except TimeoutError as error:
+        raise KafkaUnavailableError(
+            f"the broker did not hand out what is retained within {_HISTORY_TIMEOUT_S:g} s: see its log"
+        ) from error
+    return found
