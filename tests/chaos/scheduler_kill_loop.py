@@ -274,17 +274,15 @@ class KillLoop:
             self.verdict.problems.append(f"{name} ({shape}) gave {state.serialized_output}, not {expected}")
 
     def _check_entities(self) -> None:
-        sdk = self.hub.client()
+        stub = self.hub.stub()
         expected = expected_counters(self.programs, self.signals)
 
         def counters() -> Counter[int]:
             found: Counter[int] = Counter()
             for key in expected:
-                entity = retrying(lambda key=key: sdk.get_entity(EntityInstanceId("counter", str(key))))
-                if entity is not None:
-                    found[key] = int(entity.get_typed_state(int) or 0)
-                    if entity.locked_by:
-                        found[key] = -1
+                request = pb.GetEntityRequest(instanceId=f"@counter@{key}", includeState=True)
+                entity = stub.GetEntity(request, timeout=10).entity
+                found[key] = -1 if entity.lockedBy.value else int(entity.serializedState.value or 0)
             return found
 
         try:

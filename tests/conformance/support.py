@@ -137,7 +137,7 @@ class ServerProcess:
             if process.poll() is not None:
                 raise AssertionError(f"the server ended with {process.returncode}:\n{self.log[-4000:]}")
             text = port_file.read_text().strip() if port_file.exists() else ""
-            return int(text) if text else 0
+            return int(text.rpartition(":")[2]) if text else 0
 
         self.port = eventually(
             listening, timeout_s=timeout_s, interval_s=0.005, message="server did not listen"

@@ -32,7 +32,8 @@ def listening_addresses(pid: int) -> set[ipaddress.IPv4Address | ipaddress.IPv6A
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     """The kernel prints each 32-bit word in host order."""
     words = [bytes.fromhex(text[start : start + 8])[::-1] for start in range(0, len(text), 8)]
-    return ipaddress.ip_address(b"".join(words))
+    address = ipaddress.ip_address(b"".join(words))
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 @pytest.mark.acceptance(26)

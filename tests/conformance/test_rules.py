@@ -262,11 +262,15 @@ def test_falsy_entity_state_is_state_and_deleted_state_leaves_nothing(hub: Hub) 
     sdk = hub.client()
     entity = EntityInstanceId("holds", unique("key"))
     sdk.signal_entity(entity, "set", 0)
-    found = eventually(lambda: sdk.get_entity(entity))
+    stub = hub.stub()
+    request = pb.GetEntityRequest(instanceId=str(entity), includeState=True)
+    found = eventually(
+        lambda: (now := stub.GetEntity(request, timeout=5).entity).HasField("serializedState") and now
+    )
     sdk.signal_entity(entity, "set", None)
     eventually(lambda: sdk.get_entity(entity) is None)
 
-    assert found.get_state() == "0"
+    assert found.serializedState.value == "0"
     assert sdk.clean_entity_storage().empty_entities_removed == 0
     assert [one for one in sdk.get_all_entities() if one.id == entity] == []
 
