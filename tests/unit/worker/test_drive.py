@@ -423,8 +423,7 @@ def tries_another_agent(ctx: task.OrchestrationContext, message: str) -> Any:
     agents = DurableAIAgentOrchestrationContext(ctx)
     try:
         answer = yield agents.get_agent("First").run(message)
-    except AgentRunError as error:
-        assert error.agent.casefold() == "first"
+    except AgentRunError:
         answer = yield agents.get_agent("Second").run(message)
     return answer.text
 
