@@ -46,7 +46,9 @@ class CatalogFollower:
     async def _follow(self) -> None:
         consumer = cast(
             "_Reader",
+            # Without a group: all partitions are ours.
             AIOKafkaConsumer(
+                self._kafka.topics.catalog,
                 **self._kafka.connection(),
                 client_id="towline-bridge-catalog",
                 enable_auto_commit=False,
@@ -57,9 +59,7 @@ class CatalogFollower:
         try:
             async with asyncio.timeout(_CALL_S):
                 await consumer.start()
-                partitions = await self._partitions(consumer)
-                consumer.assign(partitions)
-                ends = await consumer.end_offsets(partitions)
+                ends = await consumer.end_offsets(list(consumer.assignment()))
             while True:
                 for records in (await consumer.getmany(timeout_ms=_POLL_MS)).values():
                     for record in records:
@@ -71,14 +71,6 @@ class CatalogFollower:
             stopping = asyncio.ensure_future(consumer.stop())
             await asyncio.wait({stopping}, timeout=_STOP_S)
             stopping.cancel()
-
-    async def _partitions(self, consumer: _Reader) -> list[TopicPartition]:
-        topic = self._kafka.topics.catalog
-        await consumer.topics()
-        found = consumer.partitions_for_topic(topic)
-        if not found:
-            raise KafkaError(f"topic {topic} is missing")
-        return [TopicPartition(topic, number) for number in sorted(found)]
 
     def _apply(self, record: KafkaRecord) -> None:
         if record.value is None and record.key is not None:
@@ -99,9 +91,7 @@ class CatalogFollower:
 class _Reader(Protocol):
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
-    async def topics(self) -> set[str]: ...
-    def partitions_for_topic(self, topic: str) -> set[int] | None: ...
-    def assign(self, partitions: Sequence[TopicPartition]) -> None: ...
+    def assignment(self) -> set[TopicPartition]: ...
     async def end_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]: ...
     async def position(self, partition: TopicPartition) -> int: ...
     def getmany(self, *, timeout_ms: int) -> Awaitable[Mapping[TopicPartition, Sequence[KafkaRecord]]]: ...
