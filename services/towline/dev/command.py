@@ -50,7 +50,7 @@ def dev(
     A part whose address is in the environment (TOWLINE_KAFKA_BOOTSTRAP, TOWLINE_REDIS_URL,
     TOWLINE_SCHEDULER_ADDRESS, TOWLINE_RELAY_URL) is used instead of started.
     """
-    console = Console()
+    console = Console(as_json=os.environ.get("TOWLINE_LOG_FORMAT") == "json")
     try:
         with open_workspace(data) as workspace:
             _serve(workspace, console, app_path or default_app(), env_file, free_ports=free_ports)
@@ -90,7 +90,6 @@ def _serve(
         data=workspace.path,
         app=app_path,
         given=given_addresses(os.environ),
-        settings={"TOWLINE_LOG_FORMAT": os.environ.get("TOWLINE_LOG_FORMAT", "human")},
         ports=({} if free_ports else USUAL_PORTS) | workspace.last_ports(),
     )
     stack = Stack(plan, sink=console.line)

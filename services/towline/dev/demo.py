@@ -17,7 +17,7 @@ import typer
 
 from towline.contracts.errors import TowlineError
 from towline.dev.command import given_addresses
-from towline.dev.console import Console
+from towline.dev.console import Console, readable
 from towline.dev.demo_runs import Demo, Row, print_table, run_demos
 from towline.dev.errors import DevError
 from towline.dev.process import LineSink, start_time
@@ -76,14 +76,13 @@ def _show(
     started: set[int] = set()
 
     def line(name: str, text: str) -> None:
-        log.append(f"{name:<9} | {text}")
+        log.append(f"{name:<9} | {readable(text)}")
         console.line(name, text)
 
     plan = StackPlan(
         data=workspace.path,
         app=app_path,
         given=given_addresses(os.environ),
-        settings={"TOWLINE_LOG_FORMAT": os.environ.get("TOWLINE_LOG_FORMAT", "human")},
     )
     stack = Stack(plan, sink=line)
     console.say(f"Starting {', '.join(part.name for part in stack.parts)} …")

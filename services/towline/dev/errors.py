@@ -15,6 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+LINES_SHOWN = 8
+"""Lines of a part's output in a message."""
+
 
 class DevError(Exception):
     """Base of the local stack's errors."""
@@ -52,7 +55,7 @@ class PartFailedError(DevError):
     """
 
     def __init__(self, part: str, what: str, last_lines: Sequence[str] = ()) -> None:
-        tail = "".join(f"\n  {line}" for line in last_lines)
+        tail = "".join(f"\n  {line}" for line in last_lines[-LINES_SHOWN:])
         super().__init__(f"{part} {what}{'; its last lines:' if tail else ''}{tail}")
         self.part = part
         self.last_lines = tuple(last_lines)
