@@ -24,7 +24,7 @@ def plan(data: Path, given: dict[str, str]) -> StackPlan:
         settings={
             "TOWLINE_KAFKA_TOPIC_PREFIX": prefix,
             "TOWLINE_SCHEDULER_TASKHUB": prefix.strip("."),
-            "TOWLINE_BRIDGE_UNKNOWN_RUN_GRACE": str(GRACE_S),
+            "TOWLINE_BRIDGE_UNKNOWN_RUN_GRACE_S": str(GRACE_S),
             "EXAMPLES_MODEL": "offline",
         },
         roles=("bridge", "worker"),
