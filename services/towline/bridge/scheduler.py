@@ -17,6 +17,9 @@ import grpc.aio
 from azure.core.credentials import AccessToken
 from azure.core.credentials_async import AsyncTokenCredential
 from durabletask.azuremanaged.client import AsyncDurableTaskSchedulerClient
+from durabletask.azuremanaged.internal.durabletask_grpc_interceptor import (
+    DTSAsyncDefaultClientInterceptorImpl,
+)
 from durabletask.client import OrchestrationState, OrchestrationStatus
 from durabletask.grpc_options import GrpcChannelOptions
 from durabletask.history import EventRaisedEvent, ExecutionCompletedEvent, ExecutionStartedEvent
@@ -118,10 +121,12 @@ class Scheduler:
     def __init__(self, settings: SchedulerSettings, *, call_timeout_s: float) -> None:
         self._settings = settings
         self._call_timeout_s = call_timeout_s
+        credential = _credential(settings)
         self._client = AsyncDurableTaskSchedulerClient(
             host_address=settings.address,
             taskhub=settings.taskhub,
-            token_credential=_credential(settings),
+            token_credential=credential,
+            interceptors=[cast("Any", _StreamMetadata(credential, settings.taskhub))],
             secure_channel=not settings.address.lower().startswith("http://"),
             channel_options=GrpcChannelOptions(
                 max_receive_message_length=_MESSAGE_MAX_BYTES, max_send_message_length=_MESSAGE_MAX_BYTES
@@ -270,6 +275,20 @@ class Scheduler:
         if code in _AWAY:
             return SchedulerAwayError(f"the scheduler at {self._settings.address} {_AWAY[code]}: {details}")
         return SchedulerFaultError(f"{code.name}: {details}")
+
+
+class _StreamMetadata(grpc.aio.UnaryStreamClientInterceptor):
+    """Task hub and token for calls that answer with a stream.
+
+    grpc.aio takes an interceptor for one kind of call only, the first that it can do. The SDK's own can do
+    all, so it is taken for unary calls, and streams (the history) would go out without a task hub.
+    """
+
+    def __init__(self, credential: AsyncTokenCredential | None, taskhub: str) -> None:
+        self._inner: Any = DTSAsyncDefaultClientInterceptorImpl(credential, taskhub)
+
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await self._inner.intercept_unary_stream(continuation, client_call_details, request)
 
 
 class _WaitIsOverError(Exception):
