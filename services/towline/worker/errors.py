@@ -36,6 +36,10 @@ class TurnAbandonedError(WorkerError):
     """A turn's results are not wanted any more: it was delivered again, or the host is stopping."""
 
 
+class AgentTurnCancelledError(WorkerError):
+    """The run was cancelled while this agent's model call was in flight."""
+
+
 class ApprovalExpired(WorkerError):  # noqa: N818 — users catch it as a condition of their run
     """Nobody decided on an approval in time.
 

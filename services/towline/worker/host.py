@@ -15,6 +15,7 @@ from towline.contracts.errors import TowlineError
 from towline.contracts.settings import SchedulerSettings
 from towline.worker import loader, sdk
 from towline.worker.agents import InstrumentAgent, ObservedAgent, TurnObserver, no_instrumentation
+from towline.worker.dispatcher import Dispatcher, DispatcherOptions
 from towline.worker.outlet import Outlet, Publisher
 from towline.worker.registry import Catalog
 from towline.worker.settings import WorkerSettings
@@ -57,6 +58,7 @@ class Host:
         self._instrument_agent = instrument_agent
         self._worker: TowlineWorker | None = None
         self._outlet: Outlet | None = None
+        self._dispatcher: Dispatcher | None = None
         self._catalog: Catalog | None = None
         self._registered = False
 
@@ -87,7 +89,7 @@ class Host:
         )
         self._worker.use_work_item_filters()
         await self._publish_catalog(source)
-        self._worker.start()
+        self._take_work(self._worker, self._outlet)
         _log.info(
             "worker_started",
             extra={
@@ -108,6 +110,8 @@ class Host:
         if self._worker is None or self._outlet is None:
             return True
         worker, outlet = self._worker, self._outlet
+        if self._dispatcher is not None:
+            return await self._stop_dispatcher(self._dispatcher, outlet)
         began = time.monotonic()
         stopped = threading.Event()
 
@@ -126,8 +130,37 @@ class Host:
         _log.info("worker_stopped", extra={"clean": stopped.is_set(), "took_s": time.monotonic() - began})
         return stopped.is_set()
 
+    def _take_work(self, worker: TowlineWorker, outlet: Outlet) -> None:
+        settings = self._settings
+        if settings.dispatcher == "sdk":
+            worker.start()
+            return
+        options = DispatcherOptions(
+            max_turns=settings.max_turns,
+            max_activities=settings.max_activities,
+            max_agent_turns=settings.max_agent_turns,
+            threads=settings.threads,
+        )
+        self._dispatcher = Dispatcher(worker, outlet, options)
+        self._dispatcher.start()
+
+    async def _stop_dispatcher(self, dispatcher: Dispatcher, outlet: Outlet) -> bool:
+        began = time.monotonic()
+        timeout_s = self._settings.stop_timeout_s
+        # Turns may still publish while Kafka answers; near the end of the bound they give up.
+        giving_up = asyncio.get_running_loop().call_later(
+            0 if outlet.is_stuck else timeout_s * 0.8, outlet.close
+        )
+        clean = await dispatcher.stop(timeout_s)
+        giving_up.cancel()
+        outlet.close()
+        _log.info("worker_stopped", extra={"clean": clean, "took_s": time.monotonic() - began})
+        return clean
+
     def live(self) -> str | None:
         """What is wrong with this process that a restart would mend, or None."""
+        if self._dispatcher is not None:
+            return None if self._dispatcher.is_alive else "the dispatcher has ended"
         if self._worker is not None and not sdk.is_taking_work(self._worker):
             return "the worker's loop has ended"
         return None
@@ -136,7 +169,10 @@ class Host:
         """Why runs make no progress here now, or None."""
         if self._worker is None or not self._registered:
             return "starting"
-        if not sdk.is_connected(self._worker):
+        connected = (
+            self._dispatcher.is_connected if self._dispatcher is not None else sdk.is_connected(self._worker)
+        )
+        if not connected:
             return f"no connection to the scheduler at {self._scheduler.address}"
         if self._outlet is not None and self._outlet.is_stuck:
             return "Kafka does not take events: turns wait"

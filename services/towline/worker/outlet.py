@@ -55,7 +55,7 @@ class Outlet:
         self._publisher = publisher
         self._loop = loop
         self._lock = threading.Lock()
-        self._waiting: dict[str, Future[None]] = {}
+        self._waiting: dict[str, Future[None] | asyncio.Future[None]] = {}
         self._closed = False
         self._stuck_since_attempt = 0
 
@@ -101,6 +101,41 @@ class Outlet:
                     events = []
                     raise_event(said)
         self._publish(turn.instance_id, events)
+
+    async def deliver(self, turn: Turn, raise_event: Callable[[RaiseOn], Awaitable[None]]) -> None:
+        """Send all that `turn` says, in order; `send` for a caller on the publisher's own loop.
+
+        Raises:
+            TurnAbandonedError: The turn is not wanted any more: report nothing for it.
+        """
+        events: list[Event] = []
+        for said in turn.outbox:
+            match said:
+                case Publish(event):
+                    events.append(event)
+                case RaiseOn():
+                    await self._deliver(turn.instance_id, events)
+                    events = []
+                    await raise_event(said)
+        await self._deliver(turn.instance_id, events)
+
+    async def _deliver(self, instance_id: str, events: list[Event]) -> None:
+        if not events:
+            return
+        if self._closed:
+            raise TurnAbandonedError(f"{instance_id}: the host is stopping")
+        sending = asyncio.ensure_future(self._publish_all(events))
+        self._waiting[instance_id] = sending
+        try:
+            await sending
+        except asyncio.CancelledError as cancelled:
+            if not sending.cancelled():
+                sending.cancel()
+                raise
+            raise TurnAbandonedError(f"{instance_id}: replaced or stopped while publishing") from cancelled
+        finally:
+            if self._waiting.get(instance_id) is sending:
+                del self._waiting[instance_id]
 
     def _publish(self, instance_id: str, events: list[Event]) -> None:
         if not events:

@@ -6,22 +6,35 @@ A newer version is taken into use by reading its source again, not by trying.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, cast
 
 import durabletask.internal.orchestrator_service_pb2 as pb
-from agent_framework_durabletask import DurableAIAgentWorker
+import durabletask.internal.orchestrator_service_pb2_grpc as pb_grpc
+import grpc
+import grpc.aio
+from agent_framework_durabletask import (
+    DurableAIAgentWorker,
+    _async_bridge,  # pyright: ignore[reportPrivateUsage]
+)
+from agent_framework_durabletask import _worker as agent_worker  # pyright: ignore[reportPrivateUsage]
+from agent_framework_durabletask._entities import DurableTaskEntityStateProvider
 from agent_framework_durabletask._workflows import serialization as workflow_serialization
 from azure.core.credentials import AccessToken, TokenCredential
 from durabletask import task
+from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
+from durabletask.entities import EntityInstanceId
 from durabletask.internal import type_discovery
+from durabletask.internal.grpc_interceptor import DefaultClientInterceptorImpl
 from durabletask.payload import helpers as payload_helpers
 from durabletask.payload.store import PayloadStore
 from durabletask.serialization import DataConverter, JsonDataConverter
-from durabletask.worker import TaskHubGrpcWorker
+from durabletask.worker import TaskHubGrpcWorker, WorkItemFilters
 
 from towline.worker.errors import UnsupportedSdkError
 
@@ -32,6 +45,13 @@ PINNED: Final = {
 }
 _EXPECTED: Final[tuple[tuple[object, str], ...]] = (
     (TaskHubGrpcWorker, "_execute_orchestrator"),
+    (TaskHubGrpcWorker, "_execute_activity"),
+    (TaskHubGrpcWorker, "_execute_entity_batch"),
+    (WorkItemFilters, "_from_registry"),
+    (WorkItemFilters, "_to_grpc"),
+    (DefaultClientInterceptorImpl, "_intercept_call"),
+    (_async_bridge, "_ensure_loop"),
+    (agent_worker, "run_agent_coroutine"),
     (TaskHubGrpcWorker, "add_orchestrator"),
     (task.CancellableTask, "set_cancel_handler"),
     (task.CompositeTask, "on_child_completed"),
@@ -46,6 +66,9 @@ _EXPECTED: Final[tuple[tuple[object, str], ...]] = (
     (payload_helpers, "deexternalize_payloads"),
     (DataConverter, "coerce"),
 )
+
+RUN_OPTION: Final = "towline"
+"""Option of an agent call under which the host sends along which run and turn it belongs to."""
 
 _FAR_FUTURE: Final = 4_102_444_800
 """2100-01-01, as a token's expiry."""
@@ -287,3 +310,154 @@ def workflow_path_prefix(value: Any) -> str | None:
         return None
     prefix = cast("dict[str, Any]", address).get("request_path_prefix")
     return prefix.rstrip("~") or None if isinstance(prefix, str) else None
+
+
+# Carrying out work items for another dispatcher than the SDK's own.
+
+Worker = DurableTaskSchedulerWorker
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the SDK's executor wants to be told to the scheduler: a method of the service and its message."""
+
+    method: str
+    message: Any
+
+
+class _Answering:
+    """Stands in for the scheduler's stub: keeps the one call that an executor makes."""
+
+    def __init__(self) -> None:
+        self.answer: Answer | None = None
+
+    def __getattr__(self, method: str) -> Callable[[Any], None]:
+        def keep(message: Any) -> None:
+            self.answer = Answer(method, message)
+
+        return keep
+
+    def taken(self) -> Answer:
+        assert self.answer is not None, "the executor answered nothing"
+        return self.answer
+
+
+def execute_turn(worker: Worker, request: Any, token: str) -> Answer:
+    """One orchestration turn, by the SDK's executor."""
+    stub = _Answering()
+    DurableTaskSchedulerWorker._execute_orchestrator(worker, request, stub, token)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    return stub.taken()
+
+
+def execute_activity(worker: Worker, request: Any, token: str) -> Answer:
+    """One activity, by the SDK's executor. Blocks as long as it takes."""
+    stub = _Answering()
+    worker._execute_activity(request, stub, token)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    return stub.taken()
+
+
+def execute_entity_batch(worker: Worker, request: Any, token: str) -> Answer:
+    """One entity batch, by the SDK's executor. Blocks as long as it takes."""
+    stub = _Answering()
+    worker._execute_entity_batch(request, stub, token)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    return stub.taken()
+
+
+def is_agent_entity(worker: Worker, instance_id: str) -> bool:
+    """Whether ``@name@key`` is an agent, whose coroutines the SDK would block a thread for."""
+    entity = worker._registry.get_entity(EntityInstanceId.parse(instance_id).entity)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    return isinstance(entity, type) and issubclass(entity, DurableTaskEntityStateProvider)
+
+
+def batch_run_ids(request: Any) -> set[str]:
+    """The runs on whose behalf an agent's batch works, as far as its operations tell."""
+    runs: set[str] = set()
+    for operation in getattr(request, "operations", ()):
+        try:
+            options = json.loads(operation.input.value)["options"][RUN_OPTION]
+            runs.add(options["run_id"])
+        except (ValueError, TypeError, KeyError):
+            continue
+    return runs
+
+
+def prepare(worker: Worker) -> None:
+    """What the SDK's own `start` does before it takes work."""
+    if worker._auto_generate_work_item_filters:  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        worker._work_item_filters = WorkItemFilters._from_registry(worker._registry)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+
+
+def work_items_request(worker: Worker, max_entity_batches: int) -> pb.GetWorkItemsRequest:
+    """The request that opens the stream of work items, as the SDK makes it; with a limit for entities too."""
+    limits = worker.concurrency_options
+    capabilities: list[Any] = [
+        *([pb.WORKER_CAPABILITY_LARGE_PAYLOADS] if payload_store(worker) is not None else []),
+        *sorted(worker._capabilities),  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    ]
+    request = pb.GetWorkItemsRequest(
+        maxConcurrentOrchestrationWorkItems=limits.maximum_concurrent_orchestration_work_items,
+        maxConcurrentActivityWorkItems=limits.maximum_concurrent_activity_work_items,
+        maxConcurrentEntityWorkItems=max_entity_batches,
+        capabilities=capabilities,
+    )
+    filters = worker._work_item_filters  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    if filters is not None:
+        request.workItemFilters.CopyFrom(filters._to_grpc())  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    return request
+
+
+def async_channel(worker: Worker, options: Sequence[tuple[str, Any]]) -> grpc.aio.Channel:
+    """A channel of the running loop to the worker's scheduler."""
+    address = worker._host_address  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    secure = worker._secure_channel  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    scheme, separator, rest = address.partition("://")
+    if separator:
+        secure, address = scheme.lower() in {"https", "grpcs"}, rest
+    if secure:
+        return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(), options=options)
+    return grpc.aio.insecure_channel(address, options=options)
+
+
+def stub(channel: grpc.aio.Channel) -> Any:
+    """The scheduler's service on `channel`."""
+    return pb_grpc.TaskHubSidecarServiceStub(channel)
+
+
+def hello() -> Any:
+    """The message that greets the scheduler."""
+    from google.protobuf import empty_pb2
+
+    return empty_pb2.Empty()
+
+
+@dataclass
+class _CallDetails(grpc.ClientCallDetails):
+    method: Any = None
+    timeout: Any = None
+    metadata: Any = None
+    credentials: Any = None
+    wait_for_ready: Any = None
+    compression: Any = None
+
+
+def call_metadata(worker: Worker) -> tuple[tuple[str, str], ...]:
+    """Metadata of each call: task hub, worker, credential. May go to the network for a new token; blocks."""
+    details: Any = _CallDetails()
+    for interceptor in worker._interceptors or ():  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        if isinstance(interceptor, DefaultClientInterceptorImpl):
+            details = interceptor._intercept_call(details)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    return tuple(details.metadata or ())
+
+
+def agent_loop() -> asyncio.AbstractEventLoop:
+    """The one loop on which all agents of this process run: clients and credentials are bound to it."""
+    return _async_bridge._ensure_loop()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+
+
+def install_agent_wait(wait: Callable[[Any, Callable[[Any], Any]], Any]) -> None:
+    """Let agent entities wait for their coroutines by `wait`, which falls back to blocking the thread."""
+
+    def run_agent_coroutine(work: Any) -> Any:
+        return wait(work, _async_bridge.run_agent_coroutine)
+
+    setattr(agent_worker, "run_agent_coroutine", run_agent_coroutine)  # noqa: B010 — no public name

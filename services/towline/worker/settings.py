@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -18,6 +20,10 @@ class WorkerSettings(BaseSettings):
     )
     http_listen: str = Field(
         default="127.0.0.1:8083", description="Where /healthz, /readyz and /metrics are served."
+    )
+    dispatcher: Literal["async", "sdk"] = Field(
+        default="async",
+        description="Who carries work items out: Towline's asynchronous dispatcher, or the SDK's own worker.",
     )
     threads: int = Field(
         default=512,

@@ -1,0 +1,133 @@
+"""The connection to the scheduler: channel, metadata of each call, reports that are repeated."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from towline.worker import sdk
+
+_log = logging.getLogger(__name__)
+
+_MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024
+_CHANNEL_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # gRPC's own reconnect backoff grows to two minutes; a restarted scheduler is back within a second.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+_HELLO_TIMEOUT_S: Final = 10.0
+_CALL_TIMEOUT_S: Final = 30.0
+_TOKEN_REFRESH_S: Final = 30.0
+REPORT_FOR_S: Final = 60.0
+"""How long a completion is repeated; by then a turn's lease is over and it has been handed out again."""
+_REPEATABLE: Final = frozenset(
+    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Waits that double, with full jitter. In seconds."""
+
+    base_s: float = 0.05
+    cap_s: float = 3.0
+
+    def delay(self, attempt: int, random: Random) -> float:
+        """How long to wait before attempt number `attempt` (from 1)."""
+        return random.uniform(self.base_s / 2, min(self.cap_s, self.base_s * 2 ** min(attempt, 16)))
+
+
+class Connection:
+    """One channel and its stub. Belongs to the loop that it was made on.
+
+    Args:
+        worker: The SDK's worker whose address, hub and credential are used.
+    """
+
+    def __init__(self, worker: sdk.Worker) -> None:
+        self._worker = worker
+        self._channel = sdk.async_channel(worker, _CHANNEL_OPTIONS)
+        self.stub = sdk.stub(self._channel)
+        self._metadata: tuple[tuple[str, str], ...] = ()
+        self._refresh: asyncio.Task[None] | None = None
+        self._random = Random()  # noqa: S311 — jitter
+        self._backoff = Backoff()
+
+    async def open(self) -> None:
+        """Greet the scheduler.
+
+        Raises:
+            grpc.aio.AioRpcError: It does not answer, or refuses.
+        """
+        await self._refresh_metadata()
+        if self._refresh is None:
+            self._refresh = asyncio.create_task(self._keep_fresh(), name="worker-token-refresh")
+        await self.stub.Hello(sdk.hello(), timeout=_HELLO_TIMEOUT_S, metadata=self._metadata)
+
+    def work_items(self, request: Any) -> Any:
+        """The stream of work items."""
+        return self.stub.GetWorkItems(request, metadata=self._metadata)
+
+    async def report(self, method: str, message: Any) -> bool:
+        """Report what became of a work item, again and again until the scheduler has it.
+
+        The scheduler fences by token, so a report that arrives twice changes nothing.
+
+        Returns:
+            Whether it was taken. If not, the item's lease runs out and it is handed out again.
+        """
+        loop = asyncio.get_running_loop()
+        give_up_at, attempt = loop.time() + REPORT_FOR_S, 0
+        while True:
+            try:
+                await self.call(method, message)
+            except grpc.aio.AioRpcError as error:
+                attempt += 1
+                if error.code() not in _REPEATABLE or loop.time() > give_up_at:
+                    _log.warning(
+                        "report_failed",
+                        extra={"method": method, "code": error.code().name, "error": error.details()},
+                    )
+                    return False
+                await asyncio.sleep(self._backoff.delay(attempt, self._random))
+            else:
+                return True
+
+    async def call(self, method: str, message: Any) -> Any:
+        """One unary call.
+
+        Raises:
+            grpc.aio.AioRpcError: As the scheduler answers.
+        """
+        rpc: Callable[..., Awaitable[Any]] = getattr(self.stub, method)
+        return await rpc(message, timeout=_CALL_TIMEOUT_S, metadata=self._metadata)
+
+    async def close(self) -> None:
+        """Close the channel; calls that are open fail."""
+        if self._refresh is not None:
+            self._refresh.cancel()
+        await self._channel.close()
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            await asyncio.sleep(_TOKEN_REFRESH_S)
+            try:
+                await self._refresh_metadata()
+            except Exception:  # noqa: BLE001 — the old token may be good for a while yet
+                _log.warning("token_not_refreshed", exc_info=True)
+
+    async def _refresh_metadata(self) -> None:
+        # A credential may go to the network, and the SDK's worker has the synchronous one.
+        self._metadata = await asyncio.to_thread(sdk.call_metadata, self._worker)
