@@ -38,7 +38,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a file
     sys.path.insert(0, str(ROOT))
 
-from tests.conformance.support import Hub, ServerProcess  # noqa: E402
+from tests.conformance.support import Hub, ServerProcess, cpu_s  # noqa: E402
 
 Turns = Any
 MEMORY: Final = "in-memory"
@@ -48,7 +48,6 @@ COMMANDS: Final = {
     MEMORY: (sys.executable, "-m", "tests.conformance.memory_backend"),
     DURABLE: (sys.executable, "-m", "towline.scheduler"),
 }
-TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 # What the worker serves.
@@ -104,12 +103,6 @@ SHAPES: Final = (
     Shape("twenty in parallel", "parallel", "20", 60),
     Shape("entity call", "entity_call", '"{number}"', 200),
 )
-
-
-def cpu_s(pid: int) -> float:
-    """User and system time of a process, all its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 class Bench:

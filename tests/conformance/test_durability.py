@@ -81,8 +81,8 @@ def test_a_killed_server_is_back_within_a_second(own_server: ServerProcess, own_
 
     own_server.restart()
 
-    # Most of this is the interpreter and gRPC; the machine may be busy with other tests.
-    assert own_server.starts_s[-1] < 3.0
+    # Processor time, because the machine may be busy with other tests. Most of it is Python's imports.
+    assert own_server.starts_cpu_s[-1] < 1.0
     assert len(sdk.get_all_orchestration_states()) == 20
 
 

@@ -104,7 +104,7 @@ def test_ten_thousand_finished_instances_do_not_slow_a_new_run_or_a_start(
     own_server.restart()
 
     assert after < 3 * before + 0.005
-    assert own_server.starts_s[-1] < own_server.starts_s[0] + 1.5
+    assert own_server.starts_cpu_s[-1] < own_server.starts_cpu_s[0] + 0.3
     assert len(sdk.list_instance_ids(page_size=50).items) == 50
 
 
