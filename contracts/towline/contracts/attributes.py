@@ -33,7 +33,7 @@ _UTF8: Final = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # RFC 3986 names no white space; a version 00 traceparent has exactly four fields, later ones may have more.
 _TRACEPARENT: Final = re.compile(
-    r"(?!ff)(?!00-.{53}-)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[\x21-\x7e]*)?"
+    r"(?!ff)(?!00-.{52}-)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[\x21-\x7e]*)?"
 )
 _TRACESTATE: Final = re.compile(r"[\x20-\x7e]{1,512}")
 _MAX_TRACEPARENT_LENGTH: Final = 256

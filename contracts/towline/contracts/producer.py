@@ -41,6 +41,7 @@ class _Send:
     topic: str
     record: Record
     event_id: str
+    partition: int | None = None
 
 
 class EventProducer:
@@ -127,7 +128,9 @@ class EventProducer:
             [_Send(self._settings.topics.name(event.data.topic), encode(event), event.id) for event in events]
         )
 
-    async def send_record(self, topic: str, record: Record, *, name: str) -> None:
+    async def send_record(
+        self, topic: str, record: Record, *, name: str, partition: int | None = None
+    ) -> None:
         """Publish a record as it is, to a topic by its full name, and wait until it is acknowledged.
 
         For records that are no events of the contract (dead letters and their replay).
@@ -136,12 +139,13 @@ class EventProducer:
             topic: The topic's full name.
             record: Key, value and headers.
             name: Stands for the event's id in errors and logs.
+            partition: Where to write it; default: by the key.
 
         Raises:
             EncodeError: It is larger than Kafka takes.
             PublishError: As for `send`.
         """
-        await self._deliver([_Send(topic, record, name)])
+        await self._deliver([_Send(topic, record, name, partition)])
 
     async def _deliver(self, waiting: list[_Send]) -> None:
         for send in waiting:
@@ -170,7 +174,11 @@ class EventProducer:
                 for send in sends:
                     record = send.record
                     future: Any = await cast("Any", producer).send(
-                        send.topic, value=record.value, key=record.key, headers=list(record.headers)
+                        send.topic,
+                        value=record.value,
+                        key=record.key,
+                        headers=list(record.headers),
+                        partition=send.partition,
                     )
                     futures.append((send, future))
                 await asyncio.wait([future for _, future in futures])
