@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import ast
 import logging
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from agent_framework_durabletask import DurableAIAgentClient
 from durabletask.azuremanaged.client import DurableTaskSchedulerClient
 from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 from durabletask.client import OrchestrationState, OrchestrationStatus
-from durabletask.testing import create_test_backend
 from durabletask.worker import ConcurrencyOptions
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
@@ -55,41 +54,27 @@ class Plain:
         raise AssertionError(f"{instance_id} did not reach attempt {number} within 15 s")
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def plain() -> Iterator[Plain]:
+def plain(scheduler: str) -> Iterator[Plain]:
+    address: dict[str, Any] = {
+        "host_address": scheduler,
+        "secure_channel": False,
+        "taskhub": f"plain-{uuid4().hex[:8]}",
+        "token_credential": None,
+        "logger": QUIET,
+    }
     with pytest.MonkeyPatch.context() as environ:
         environ.setenv("EXAMPLES_MODEL", "offline")
         from examples.all import setup_worker
 
-        port = free_port()
-        backend = create_test_backend(port=port)
-        worker = DurableTaskSchedulerWorker(
-            host_address=f"http://127.0.0.1:{port}",
-            secure_channel=False,
-            taskhub="default",
-            token_credential=None,
-            concurrency_options=ConcurrencyOptions(maximum_thread_pool_workers=16),
-            logger=QUIET,
-        )
+        threads = ConcurrencyOptions(maximum_thread_pool_workers=16)
+        worker = DurableTaskSchedulerWorker(**address, concurrency_options=threads)
         setup_worker(worker)
-        client = DurableTaskSchedulerClient(
-            host_address=f"http://127.0.0.1:{port}",
-            secure_channel=False,
-            taskhub="default",
-            token_credential=None,
-            logger=QUIET,
-        )
+        client = DurableTaskSchedulerClient(**address)
         worker.start()
         yield Plain(client)
         worker.stop()
         client.close()
-        backend.stop()
 
 
 def failure(state: OrchestrationState) -> tuple[str, str]:
