@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterable
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+import httpx
 
 
 @dataclass
@@ -47,3 +51,67 @@ def assemble(entries: Iterable[tuple[str, dict[str, Any]]]) -> Assembled:
 def decoded(raw: list[tuple[str, dict[str, str]]]) -> list[tuple[str, dict[str, Any]]]:
     """XRANGE's answer as (type, data)."""
     return [(fields["type"], json.loads(fields["data"])) for _, fields in raw]
+
+
+@dataclass(frozen=True)
+class SseEvent:
+    id: str
+    event: str
+    data: dict[str, Any]
+    raw: bytes
+
+
+async def read_sse(
+    client: httpx.AsyncClient,
+    url: str,
+    *,
+    cursor: str | None = None,
+    count: int | None = None,
+    headers: dict[str, str] | None = None,
+) -> list[SseEvent]:
+    """Events until the server ends the stream, or `count` have come."""
+    events: list[SseEvent] = []
+    async for event in iterate_sse(client, url, cursor=cursor, headers=headers):
+        events.append(event)
+        if len(events) == count:
+            break
+    return events
+
+
+async def iterate_sse(
+    client: httpx.AsyncClient, url: str, *, cursor: str | None = None, headers: dict[str, str] | None = None
+) -> AsyncGenerator[SseEvent]:
+    sent = dict(headers or {})
+    if cursor is not None:
+        sent["Last-Event-ID"] = cursor
+    async with client.stream("GET", url, headers=sent) as response:
+        if response.status_code == 204:
+            return
+        if response.status_code != 200:
+            raise AssertionError(f"{response.status_code}: {(await response.aread()).decode()}")
+        buffer = b""
+        async for chunk in response.aiter_bytes():
+            buffer += chunk
+            while b"\n\n" in buffer:
+                block, _, buffer = buffer.partition(b"\n\n")
+                if (event := parse_block(block)) is not None:
+                    yield event
+
+
+def parse_block(block: bytes) -> SseEvent | None:
+    fields: dict[str, str] = {}
+    for line in block.decode().split("\n"):
+        name, _, value = line.partition(": ")
+        fields[name] = value
+    if "data" not in fields:
+        return None
+    return SseEvent(fields.get("id", ""), fields.get("event", ""), json.loads(fields["data"]), block)
+
+
+async def eventually(condition: Callable[[], Awaitable[Any]], timeout_s: float = 15) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if value := await condition():
+            return value
+        assert time.monotonic() < deadline, "condition not met in time"
+        await asyncio.sleep(0.02)

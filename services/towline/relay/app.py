@@ -1,0 +1,54 @@
+"""Puts the relay together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from towline.relay.guard import Guard
+from towline.relay.limits import RateLimiter
+from towline.relay.principals import Authenticator
+from towline.relay.problems import HANDLERS
+from towline.relay.routes import Door
+from towline.relay.settings import RelaySettings
+from towline.telemetry import health_routes
+
+Check = Callable[[], str | None]
+
+
+def build_app(
+    door: Door,
+    settings: RelaySettings,
+    *,
+    authenticators: Sequence[Authenticator],
+    live: Check,
+    ready: Check,
+) -> Starlette:
+    """The relay's ASGI application."""
+    middleware = [
+        Middleware(
+            Guard,
+            authenticators=authenticators,
+            limiter=RateLimiter(rate_per_s=settings.rate_per_s, burst=settings.rate_burst),
+        )
+    ]
+    origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
+    if origins:
+        # Outside the guard: a browser asks for permission without credentials.
+        middleware.insert(
+            0,
+            Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
+            ),
+        )
+    return Starlette(
+        routes=[*health_routes(live=live, ready=ready), *door.routes()],
+        middleware=middleware,
+        exception_handlers=dict(HANDLERS),
+    )

@@ -1,0 +1,49 @@
+"""The command line of the relay."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from towline.contracts.settings import KafkaSettings, RedisSettings
+from towline.relay.errors import RelaySettingsError
+from towline.relay.server import serve
+from towline.relay.settings import RelaySettings
+from towline.telemetry import set_up
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback(invoke_without_command=True)
+def relay(
+    context: typer.Context,
+    listen: Annotated[str | None, typer.Option(help="host:port; default: TOWLINE_RELAY_HTTP_LISTEN.")] = None,
+) -> None:
+    """Streams, HTTP and lookups. Settings come from TOWLINE_RELAY_*, TOWLINE_KAFKA_*, TOWLINE_REDIS_*."""
+    if context.invoked_subcommand is not None:
+        return
+    try:
+        settings = RelaySettings() if listen is None else RelaySettings(http_listen=listen)
+        kafka, redis_settings = KafkaSettings(), RedisSettings()
+    except ValidationError as error:
+        sys.stderr.write(f"towline relay: {error}\n")
+        raise typer.Exit(2) from error
+    with set_up("towline-relay"):
+        try:
+            _run(serve(settings, kafka, redis_settings))
+        except RelaySettingsError as error:
+            sys.stderr.write(f"towline relay: {error}\n")
+            raise typer.Exit(2) from error
+
+
+def _run(main: object) -> None:
+    if sys.platform == "win32":
+        asyncio.run(main)  # pyright: ignore[reportArgumentType]
+        return
+    import uvloop
+
+    uvloop.run(main)  # pyright: ignore[reportArgumentType]

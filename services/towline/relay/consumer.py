@@ -1,0 +1,341 @@
+"""Reads `events` and `results` and applies them.
+
+The offsets are kept in Redis with the data that they speak of (`keys.OFFSETS_KEY`), not in Kafka: when Redis
+comes back older than it was, or empty, the lost part is read again, and what was not lost recognises itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import KafkaError
+from aiokafka.partitioner import murmur2  # pyright: ignore[reportUnknownVariableType]
+
+from towline.contracts.cloudevents import decode
+from towline.contracts.errors import DecodeError
+from towline.contracts.settings import KafkaSettings
+from towline.relay.ends import Held, HeldOutcomes, Progress
+from towline.relay.errors import RedisAwayError, RedisLostDataError
+from towline.relay.projection import Change, project
+from towline.relay.settings import RelaySettings
+from towline.relay.store import Mode, RunStore, Step
+
+_log = logging.getLogger(__name__)
+
+_POLL_MS: Final = 300
+_POLL_HELD_MS: Final = 10
+_BATCH_COUNT: Final = 500
+_HELD_MAX: Final = 5_000
+_CHECK_S: Final = 1.0
+_STUCK_S: Final = 120.0
+_BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
+_STOP_S: Final = 3.0
+
+
+@dataclass(slots=True)
+class _Assignment:
+    """What is known between two rebalances. A batch that a rebalance overtakes ends on the old one."""
+
+    held: HeldOutcomes
+    unpositioned: set[TopicPartition]
+    progress: dict[str, Progress] = field(default_factory=dict[str, Progress])
+    known: dict[str, int] = field(default_factory=dict[str, int])
+    """Offsets that Redis has had."""
+
+
+class LifecycleConsumer:
+    """One member of the relay's consumer group.
+
+    Args:
+        kafka: Where Kafka is.
+        settings: Group and waits.
+        store: Where changes go.
+    """
+
+    def __init__(self, kafka: KafkaSettings, settings: RelaySettings, store: RunStore) -> None:
+        self._kafka = kafka
+        self._settings = settings
+        self._store = store
+        self._assignment = self._new_assignment(())
+        self._checked_at = 0.0
+        self._stopping = asyncio.Event()
+        self._progress_at = time.monotonic()
+        self._joined = False
+        self._problem: str | None = "has not joined its group yet"
+        self.undecodable = 0
+        """Records that were no event of the contract."""
+
+    async def run(self) -> None:
+        """Consume until `stop`. Trouble with Kafka and Redis is logged and outlived."""
+        attempt = 0
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            try:
+                await self._session()
+            except (KafkaError, OSError, RedisAwayError) as error:
+                self._problem = f"{type(error).__name__}: {error}"
+                attempt = 0 if time.monotonic() - began > 30 else attempt + 1
+                _log.warning("lifecycle_session_lost", extra={"error": repr(error), "attempt": attempt})
+                await _wait(self._stopping.wait(), _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
+
+    def stop(self) -> None:
+        """Ask `run` to end. Idempotent."""
+        self._stopping.set()
+
+    def not_alive(self) -> str | None:
+        """What a restart would mend, or None. May be called from any thread."""
+        idle_s = time.monotonic() - self._progress_at
+        return f"no progress on lifecycle events for {idle_s:.0f} s" if idle_s > 2 * _STUCK_S else None
+
+    def not_ready(self) -> str | None:
+        """Why events are not applied now, or None. May be called from any thread."""
+        return None if self._joined and self._problem is None else f"lifecycle events: {self._problem}"
+
+    # A session: one membership in the group -------------------------------------------------------
+
+    async def _session(self) -> None:
+        self._progress_at = time.monotonic()
+        topics = self._kafka.topics
+        client = _member(self._kafka, self._settings.group)
+        client.subscribe(topics=[topics.events, topics.results], listener=_Listener(self, client))
+        try:
+            await client.start()
+            _log.info("lifecycle_session_began", extra={"group": self._settings.group})
+            while not self._stopping.is_set():
+                await self._step(client)
+                self._progress_at = time.monotonic()
+        finally:
+            self._joined = False
+            self._assignment = self._new_assignment(())
+            await _wait(client.stop(), _STOP_S)
+
+    async def _step(self, client: Any) -> None:
+        try:
+            await self._batch(client)
+        except RedisLostDataError:
+            _log.warning("redis_lost_data", extra={"known": dict(self._assignment.known)})
+            self.on_assigned(client, client.assignment())
+        self._joined, self._problem = True, None
+
+    async def _batch(self, client: Any) -> None:
+        assignment = self._assignment
+        await self._position(client, assignment)
+        timeout_ms = _POLL_HELD_MS if len(assignment.held) else _POLL_MS
+        # getmany waits without bound while a rebalance is under way: as a task it can be ended.
+        fetch = asyncio.ensure_future(client.getmany(timeout_ms=timeout_ms, max_records=_BATCH_COUNT))
+        await asyncio.wait({fetch}, timeout=_STUCK_S)
+        if not fetch.done():
+            fetch.cancel()
+            raise KafkaError("no assignment in time: joining the group again")
+        batches: Mapping[TopicPartition, Sequence[Any]] = {
+            tp: records
+            for tp, records in fetch.result().items()
+            if self._assignment is assignment and tp not in assignment.unpositioned
+        }
+        await self._apply_events(assignment, batches)
+        await self._hold_outcomes(client, assignment, batches)
+        await self._apply_outcomes(client, assignment)
+        await self._advance(assignment)
+        self._limit_held(client, assignment)
+
+    async def _position(self, client: Any, assignment: _Assignment) -> None:
+        """Go on where Redis says that newly assigned partitions are."""
+        fresh = assignment.unpositioned & client.assignment()
+        if not fresh:
+            return
+        stored = await self._store.offsets()
+        ends: Mapping[TopicPartition, int] = await client.end_offsets(list(fresh))
+        for tp in fresh:
+            offset = stored.get(_name(tp))
+            if offset is not None and offset > ends[tp]:
+                # The topic was made anew: offsets of the old one mean nothing.
+                _log.warning("offset_beyond_end", extra={"partition": _name(tp), "offset": offset})
+                await self._store.forget_offset(_name(tp))
+                offset = None
+            if offset is None:
+                await client.seek_to_beginning(tp)
+            else:
+                client.seek(tp, offset)
+                assignment.known[_name(tp)] = offset
+            assignment.progress[_name(tp)] = Progress()
+        client.resume(*fresh)
+        assignment.unpositioned -= fresh
+        _log.info("partitions_positioned", extra={"count": len(fresh)})
+
+    def on_assigned(self, client: Any, partitions: Iterable[TopicPartition]) -> None:
+        """Nothing is read of a partition before it was positioned. Called by aiokafka."""
+        self._assignment = self._new_assignment(partitions)
+        client.pause(*self._assignment.unpositioned)
+
+    def _new_assignment(self, partitions: Iterable[TopicPartition]) -> _Assignment:
+        return _Assignment(HeldOutcomes(turns_close_s=self._settings.turns_close_s), set(partitions))
+
+    # One batch ------------------------------------------------------------------------------------
+
+    async def _apply_events(
+        self, assignment: _Assignment, batches: Mapping[TopicPartition, Sequence[Any]]
+    ) -> None:
+        read: list[tuple[str, int, Change]] = []
+        for tp, records in batches.items():
+            if tp.topic != self._kafka.topics.events:
+                continue
+            progress = assignment.progress[_name(tp)]
+            for record in records:
+                progress.admit(record.offset)
+                change = self._read(record)
+                if change is None or change.ends:
+                    progress.finish(Step(_name(tp), record.offset))
+                else:
+                    read.append((_name(tp), record.offset, change))
+        more: Mode = "more"
+        applied = await self._store.apply([(change, more) for _, _, change in read])
+        for (partition, offset, change), result in zip(read, applied, strict=True):
+            if result.status == "refused":
+                _log.error("event_refused", extra={"event_id": change.event_id, "error": result.problem})
+            assignment.progress[partition].finish(Step(partition, offset, change, result))
+
+    async def _hold_outcomes(
+        self, client: Any, assignment: _Assignment, batches: Mapping[TopicPartition, Sequence[Any]]
+    ) -> None:
+        read: list[tuple[str, Any, Change]] = []
+        for tp, records in batches.items():
+            if tp.topic != self._kafka.topics.results:
+                continue
+            progress = assignment.progress[_name(tp)]
+            for record in records:
+                progress.admit(record.offset)
+                change = self._read(record)
+                if change is None or not change.ends:
+                    progress.finish(Step(_name(tp), record.offset))
+                else:
+                    read.append((_name(tp), record, change))
+        if not read:
+            return
+        events = {change.run_id: self._events_partition(client, change.run_id) for _, _, change in read}
+        wanted = {tp for tp in events.values() if tp is not None}
+        ends: Mapping[TopicPartition, int] = await client.end_offsets(list(wanted)) if wanted else {}
+        now, wall_ms = time.monotonic(), time.time() * 1000
+        for partition, record, change in read:
+            tp = events[change.run_id]
+            barrier = None if tp is None else (_name(tp), ends[tp])
+            age_ms = max(0.0, wall_ms - record.timestamp)
+            due_at = now + max(0.0, self._settings.settle_ms - age_ms) / 1000
+            assignment.held.add(Held(partition, record.offset, change, barrier, due_at), now=now)
+
+    async def _apply_outcomes(self, client: Any, assignment: _Assignment) -> None:
+        if not len(assignment.held):
+            return
+        positions = await self._positions(client, assignment.held.barriers())
+        ready = assignment.held.ready(positions, now=time.monotonic())
+        applied = await self._store.apply([(held.change, mode) for held, mode in ready])
+        for (held, _), result in zip(ready, applied, strict=True):
+            if result.status == "open":
+                continue
+            if result.status == "refused":
+                _log.error("event_refused", extra={"event_id": held.change.event_id, "error": result.problem})
+            assignment.progress[held.partition].finish(Step(held.partition, held.offset, held.change, result))
+            assignment.held.release(held)
+
+    async def _positions(self, client: Any, partitions: set[str]) -> Mapping[str, int]:
+        assigned = {_name(tp): tp for tp in client.assignment()}
+        positions: dict[str, int] = {}
+        if any(name not in assigned for name in partitions):
+            positions.update(await self._store.offsets())
+        for name in partitions & assigned.keys():
+            positions[name] = await client.position(assigned[name])
+        return positions
+
+    async def _advance(self, assignment: _Assignment) -> None:
+        steps = [step for progress in assignment.progress.values() for step in progress.drain()]
+        now = time.monotonic()
+        if not steps and now - self._checked_at < _CHECK_S:
+            return
+        # Without steps too: a restart of Redis while nothing happens may have lost what happened last.
+        await self._store.advance(steps, known=assignment.known)
+        self._checked_at = now
+        assignment.known.update((step.partition, step.offset + 1) for step in steps)
+
+    def _limit_held(self, client: Any, assignment: _Assignment) -> None:
+        results = {tp for tp in client.assignment() if tp.topic == self._kafka.topics.results}
+        if len(assignment.held) > _HELD_MAX:
+            client.pause(*results)
+        else:
+            client.resume(*(results & client.paused() - assignment.unpositioned))
+
+    def _read(self, record: Any) -> Change | None:
+        try:
+            event = decode(key=record.key, value=record.value, headers=record.headers)
+        except DecodeError as error:
+            self.undecodable += 1
+            _log.warning(
+                "not_an_event",
+                extra={
+                    "topic": record.topic,
+                    "partition": record.partition,
+                    "offset": record.offset,
+                    "reason": error.reason,
+                    "error": str(error),
+                },
+            )
+            return None
+        return project(event, recorded_ms=record.timestamp)
+
+    def _events_partition(self, client: Any, run_id: str) -> TopicPartition | None:
+        topic = self._kafka.topics.events
+        count = len(client.partitions_for_topic(topic) or ())
+        if not count:
+            return None
+        # As every Kafka client's default partitioner for a keyed record.
+        return TopicPartition(topic, (murmur2(run_id.encode()) & 0x7FFFFFFF) % count)
+
+
+class _Listener(ConsumerRebalanceListener):
+    def __init__(self, consumer: LifecycleConsumer, client: Any) -> None:
+        self._consumer = consumer
+        self._client = client
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Nothing to give back: what was applied is applied, the rest is read again by the next owner."""
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        self._consumer.on_assigned(self._client, assigned)
+
+
+def _name(tp: TopicPartition) -> str:
+    return f"{tp.topic}:{tp.partition}"
+
+
+def _member(kafka: KafkaSettings, group: str) -> Any:
+    consumer = AIOKafkaConsumer(
+        **kafka.connection(),
+        group_id=group,
+        client_id="towline-relay",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        # By range, a member gets the same partition numbers of both topics: a run's events and its outcome.
+        partition_assignment_strategy=(RangePartitionAssignor,),
+        session_timeout_ms=10_000,
+        heartbeat_interval_ms=2_500,
+        max_poll_interval_ms=600_000,
+        request_timeout_ms=15_000,
+        retry_backoff_ms=250,
+    )
+    return cast("Any", consumer)
+
+
+async def _wait(work: Any, timeout_s: float) -> None:
+    """Run `work` for at most `timeout_s`; as a task: aiokafka may raise CancelledError by itself."""
+    task = asyncio.ensure_future(work)
+    await asyncio.wait({task}, timeout=timeout_s)
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.5)
+    if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+        _log.warning("ended_with_error", extra={"error": repr(error)})

@@ -1,0 +1,81 @@
+"""The relay's connections to Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any, Final, Protocol, cast
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError
+
+from towline.contracts.settings import RedisSettings
+
+_TIMEOUT_S: Final = 5.0
+_CONNECTIONS_MAX: Final = 32
+
+
+class Pipeline(Protocol):
+    """What the relay uses of a redis-py pipeline."""
+
+    def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
+        """Queue a script call."""
+        ...
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Send all, answers in order."""
+        ...
+
+
+def connect(settings: RedisSettings) -> Redis:
+    """A client with bounded waits and connections that never repeats a command by itself."""
+    pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
+        settings.url.get_secret_value(),
+        decode_responses=True,
+        max_connections=_CONNECTIONS_MAX,
+        timeout=_TIMEOUT_S,
+        socket_timeout=_TIMEOUT_S,
+        socket_connect_timeout=_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+    )
+    return Redis(connection_pool=pool)
+
+
+class Script:
+    """A Lua script of this package, called by its digest."""
+
+    def __init__(self, name: str) -> None:
+        self._text = (files("towline.relay") / "scripts" / f"{name}.lua").read_text(encoding="utf-8")
+        self._sha: str | None = None
+
+    async def call(self, client: Redis, keys: Sequence[str], arguments: Sequence[str | int | float]) -> Any:
+        """Call it once.
+
+        Raises:
+            redis.RedisError: It was refused, or Redis is away.
+        """
+        [answer] = await self.call_many(client, [(keys, arguments)])
+        return answer
+
+    async def call_many(
+        self, client: Redis, calls: Sequence[tuple[Sequence[str], Sequence[str | int | float]]]
+    ) -> list[Any]:
+        """Call it for each of `calls`, in order, in one round trip. An answer may be an exception.
+
+        Raises:
+            redis.RedisError: Redis is away. Any number of the calls may have been carried out.
+        """
+        for last in (False, True):
+            if self._sha is None:
+                self._sha = cast("str", await cast("Any", client).script_load(self._text))
+            pipeline = cast("Any", client).pipeline(transaction=False)
+            for keys, arguments in calls:
+                pipeline.evalsha(self._sha, len(keys), *keys, *arguments)
+            answers: list[Any] = await pipeline.execute(raise_on_error=False)
+            if last or not any(isinstance(answer, NoScriptError) for answer in answers):
+                return answers
+            # Scripts are forgotten by a restart: those already carried out recognise the repeat.
+            self._sha = None
+        raise AssertionError("not reached")

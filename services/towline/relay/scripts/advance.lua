@@ -1,0 +1,24 @@
+-- Appends applied events to the stream of all runs and moves the offsets on, in one step: so that each
+-- event is in that stream once, whoever repeats it.
+-- KEYS: events, offsets. ARGV: entries_max, wake channel, count, then count times: partition ("topic:number"),
+-- its offset as the caller knows it; then per event: partition, offset, event id, event type, run id, run type,
+-- tags (JSON or ""), data; event id "" only moves the offset.
+-- Answers 0 when Redis is older than the caller knows it to have been: it lost data, nothing is done.
+local events, offsets = KEYS[1], KEYS[2]
+local count = tonumber(ARGV[3])
+for i = 4, 2 + 2 * count, 2 do
+  if tonumber(redis.call('HGET', offsets, ARGV[i]) or '0') < tonumber(ARGV[i + 1]) then return 0 end
+end
+local newest
+for i = 4 + 2 * count, #ARGV, 8 do
+  local partition, offset = ARGV[i], tonumber(ARGV[i + 1])
+  if offset >= tonumber(redis.call('HGET', offsets, partition) or '0') then
+    if ARGV[i + 2] ~= '' then
+      newest = redis.call('XADD', events, 'MAXLEN', '~', ARGV[1], '*', 'id', ARGV[i + 2], 'type', ARGV[i + 3],
+        'run_id', ARGV[i + 4], 'run_type', ARGV[i + 5], 'tags', ARGV[i + 6], 'data', ARGV[i + 7])
+    end
+    redis.call('HSET', offsets, partition, offset + 1)
+  end
+end
+if newest then redis.call('PUBLISH', ARGV[2], newest) end
+return 1

@@ -1,0 +1,166 @@
+"""The relay as a process: connections, tasks, HTTP server, and how they stop."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+import uvicorn
+
+from towline.contracts.producer import EventProducer
+from towline.contracts.settings import KafkaSettings, RedisSettings
+from towline.relay.app import build_app
+from towline.relay.commands import Publisher
+from towline.relay.consumer import LifecycleConsumer
+from towline.relay.errors import RedisAwayError, RelaySettingsError
+from towline.relay.hub import Hub
+from towline.relay.index import RunIndex
+from towline.relay.principals import Authenticator, NoAuth
+from towline.relay.redis_client import connect
+from towline.relay.routes import Door
+from towline.relay.settings import RelaySettings
+from towline.relay.store import RunStore
+
+_log = logging.getLogger(__name__)
+
+_PRUNE_EVERY_S: Final = 60.0
+_DRAIN_S: Final = 8
+_PUBLISH_TIMEOUT_S: Final = 10.0
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to `serve`, which ends in order and with status 0."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Called by uvicorn around its work; its own version ends the process by the signal."""
+        yield
+
+
+def split_listen(listen: str) -> tuple[str, int]:
+    """Host and port of "host:port".
+
+    Raises:
+        RelaySettingsError: It is not of that form.
+    """
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise RelaySettingsError(
+            f"TOWLINE_RELAY_HTTP_LISTEN: {listen!r} is not host:port, for example 127.0.0.1:8090"
+        )
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def authenticators_for(settings: RelaySettings) -> list[Authenticator]:
+    """What `settings` ask for.
+
+    Raises:
+        RelaySettingsError: A setting is missing, or it would be open to the network without auth.
+    """
+    host, _ = split_listen(settings.http_listen)
+    if settings.auth.strip() == "none":
+        if not is_loopback(host):
+            raise RelaySettingsError(
+                f"without auth the relay listens on loopback only, not on {host}: set TOWLINE_RELAY_AUTH to "
+                "keys (with TOWLINE_RELAY_API_KEYS_FILE) or oidc (with TOWLINE_RELAY_OIDC_ISSUER and "
+                "TOWLINE_RELAY_OIDC_AUDIENCE), or listen on 127.0.0.1"
+            )
+        _log.warning("no_auth", extra={"listen": settings.http_listen, "open_to": "this machine only"})
+        return [NoAuth()]
+    raise RelaySettingsError(f"TOWLINE_RELAY_AUTH: {settings.auth!r} is not one of none, keys, oidc")
+
+
+async def serve(settings: RelaySettings, kafka: KafkaSettings, redis_settings: RedisSettings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        RelaySettingsError: A setting is missing or unsafe.
+    """
+    host, port = split_listen(settings.http_listen)
+    authenticators = authenticators_for(settings)
+    client = connect(redis_settings)
+    store = RunStore(client, settings)
+    hub = Hub(client)
+    consumer = LifecycleConsumer(kafka, settings, store)
+    producer = EventProducer(kafka, client_id="towline-relay", delivery_timeout_s=_PUBLISH_TIMEOUT_S)
+    door = Door(settings, hub, RunIndex(client), store, publisher_of(producer))
+    app = build_app(
+        door, settings, authenticators=authenticators, live=consumer.not_alive, ready=consumer.not_ready
+    )
+    server = _Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=_DRAIN_S,
+        )
+    )
+
+    def stop() -> None:
+        # Stream clients first: they would keep the server from stopping.
+        hub.close()
+        server.should_exit = True
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    background = [
+        asyncio.create_task(consumer.run(), name="lifecycle"),
+        asyncio.create_task(hub.run(), name="hub"),
+        asyncio.create_task(producer.start(), name="producer-start"),
+        asyncio.create_task(_prune(store, settings), name="prune"),
+    ]
+    serving = asyncio.create_task(server.serve(), name="http")
+    try:
+        await _until_one_ends(serving, background)
+    finally:
+        stop()
+        consumer.stop()
+        await asyncio.wait({serving}, timeout=_DRAIN_S)
+        await asyncio.wait({background[0]}, timeout=4)
+        for task in background:
+            task.cancel()
+        await asyncio.wait(background, timeout=1)
+        await producer.stop()
+        await client.aclose()
+
+
+def publisher_of(producer: EventProducer) -> Publisher:
+    """`producer` as the routes want it."""
+    return producer
+
+
+async def _until_one_ends(serving: asyncio.Task[None], background: list[asyncio.Task[None]]) -> None:
+    """Until the server ends; a background task that fails ends the process, which is started again."""
+    waiting: set[asyncio.Task[None]] = {serving, *background}
+    while not serving.done():
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+
+async def _prune(store: RunStore, settings: RelaySettings) -> None:
+    while True:
+        with suppress(RedisAwayError):
+            await store.prune(before_ms=int((time.time() - settings.ttl_s) * 1000))
+        await asyncio.sleep(_PRUNE_EVERY_S)

@@ -1,0 +1,241 @@
+"""Writes what events change: the runs' streams and hashes, the index, and the offsets, in that order.
+
+A crash between any two steps repeats them: each recognises what it has done.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal, TypeAlias, cast
+
+import redis
+from redis.asyncio import Redis
+
+from towline.contracts.stream import stream_key, turns_key, wake_channel
+from towline.relay.errors import RedisAwayError, RedisLostDataError, is_redis_away
+from towline.relay.keys import (
+    ALL_RUNS_KEY,
+    EVENTS_CHANNEL,
+    EVENTS_KEY,
+    FACETS_KEY,
+    OFFSETS_KEY,
+    OPEN_APPROVALS_KEY,
+    approvals_key,
+    facet_key,
+    run_key,
+    written_key,
+)
+from towline.relay.projection import RUN_STATUSES, Change, dumps, milliseconds
+from towline.relay.redis_client import Script
+from towline.relay.settings import RelaySettings
+
+Mode: TypeAlias = Literal["more", "end", "force"]
+ApplyStatus: TypeAlias = Literal["applied", "repeated", "late", "open", "refused"]
+
+_EVENTS_ENTRIES_MAX: Final = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The run as it is after a change."""
+
+    status: ApplyStatus
+    created_ms: int = 0
+    run_status: str = ""
+    run_type: str = ""
+    tags: str = ""
+    """JSON, or empty."""
+    open_approvals: tuple[str, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One record that is done with: what it adds to the stream of all runs."""
+
+    partition: str
+    offset: int
+    change: Change | None = None
+    applied: Applied | None = None
+
+
+class RunStore:
+    """The relay's writes to Redis."""
+
+    def __init__(self, client: Redis, settings: RelaySettings) -> None:
+        self._redis = client
+        self._settings = settings
+        self._apply = Script("apply")
+        self._advance = Script("advance")
+        self._pending = Script("pending")
+
+    async def apply(self, changes: Sequence[tuple[Change, Mode]]) -> list[Applied]:
+        """Apply changes in order, at most once each.
+
+        Raises:
+            RedisAwayError: Some of them may have been applied: repeat them all.
+        """
+        if not changes:
+            return []
+        calls = [(self._keys(change.run_id), self._arguments(change, mode)) for change, mode in changes]
+        answers = await self._guard(self._apply.call_many(self._redis, calls))
+        applied = [_applied(answer) for answer in answers]
+        await self._index(zip((change for change, _ in changes), applied, strict=True))
+        return applied
+
+    async def advance(self, steps: Sequence[Step], *, known: Mapping[str, int]) -> None:
+        """Move offsets past `steps`, adding each to the stream of all runs.
+
+        Args:
+            steps: In order, by partition.
+            known: Offsets that Redis has had, by partition.
+
+        Raises:
+            RedisAwayError: Nothing or all of it was done.
+            RedisLostDataError: Nothing was done: Redis is older than `known`.
+        """
+        arguments: list[str | int] = [_EVENTS_ENTRIES_MAX, EVENTS_CHANNEL, len(known)]
+        for pair in known.items():
+            arguments += pair
+        for step in steps:
+            change, applied = step.change, step.applied or Applied("refused")
+            if change is None:
+                arguments += [step.partition, step.offset, "", "", "", "", "", ""]
+            else:
+                arguments += [step.partition, step.offset, change.event_id, change.event_type, change.run_id]
+                arguments += [applied.run_type, applied.tags, dumps(change.raw)]
+        done = await self._guard(self._advance.call(self._redis, [EVENTS_KEY, OFFSETS_KEY], arguments))
+        if done != 1:
+            raise RedisLostDataError("Redis lost its newest data")
+
+    async def offsets(self) -> Mapping[str, int]:
+        """Next offset to apply by partition ("topic:number"); empty when Redis is new or lost its data.
+
+        Raises:
+            RedisAwayError: Redis does not answer.
+        """
+        raw = await self._guard(cast("Any", self._redis).hgetall(OFFSETS_KEY))
+        return {partition: int(offset) for partition, offset in raw.items()}
+
+    async def forget_offset(self, partition: str) -> None:
+        """Read `partition` from its beginning: Kafka has less than what was applied."""
+        await self._guard(cast("Any", self._redis).hdel(OFFSETS_KEY, partition))
+
+    async def note_requested(self, run_id: str, fields: Mapping[str, str], *, now: datetime) -> None:
+        """Make a run known that was asked for over HTTP, before its first event.
+
+        Raises:
+            RedisAwayError: It is not known yet; its events will make it so.
+        """
+        time_ms = milliseconds(now)
+        flat = [part for pair in {"status": "pending", **fields}.items() for part in pair]
+        new = await self._guard(
+            self._pending.call(self._redis, [run_key(run_id)], [self._settings.ttl_s, time_ms, *flat])
+        )
+        if new == 1:
+            applied = Applied(
+                "applied", time_ms, "pending", fields.get("run_type", ""), fields.get("tags", "")
+            )
+            pipeline = cast("Any", self._redis).pipeline(transaction=False)
+            _queue_index(pipeline, run_id, applied)
+            await self._guard(pipeline.execute())
+
+    async def prune(self, *, before_ms: int) -> None:
+        """Take runs that began before `before_ms` out of the index; their keys expire by themselves.
+
+        Raises:
+            RedisAwayError: Try again later.
+        """
+        client = cast("Any", self._redis)
+        facets = await self._guard(client.smembers(FACETS_KEY))
+        pipeline = client.pipeline(transaction=False)
+        for key in (ALL_RUNS_KEY, OPEN_APPROVALS_KEY, *facets):
+            pipeline.zremrangebyscore(key, "-inf", before_ms)
+        await self._guard(pipeline.execute())
+
+    async def _index(self, changed: Iterable[tuple[Change, Applied]]) -> None:
+        latest: dict[str, Applied] = {}
+        requested: dict[tuple[str, str], int] = {}
+        touched: set[tuple[str, str]] = set()
+        for change, applied in changed:
+            if applied.status in ("open", "refused"):
+                continue
+            latest[change.run_id] = applied
+            if change.approval_id is not None:
+                touched.add((change.run_id, change.approval_id))
+                if change.approval == "requested":
+                    requested[change.run_id, change.approval_id] = change.time_ms
+            if change.ends:
+                touched.update((change.run_id, approval_id) for approval_id in applied.open_approvals)
+        if not latest:
+            return
+        pipeline = cast("Any", self._redis).pipeline(transaction=False)
+        for run_id, applied in latest.items():
+            _queue_index(pipeline, run_id, applied)
+        for run_id, approval_id in touched | set(requested):
+            member = f"{run_id} {approval_id}"
+            if approval_id in latest[run_id].open_approvals:
+                if (time_ms := requested.get((run_id, approval_id))) is not None:
+                    pipeline.zadd(OPEN_APPROVALS_KEY, {member: time_ms})
+            else:
+                pipeline.zrem(OPEN_APPROVALS_KEY, member)
+        await self._guard(pipeline.execute())
+
+    def _keys(self, run_id: str) -> list[str]:
+        return [
+            stream_key(run_id),
+            turns_key(run_id),
+            run_key(run_id),
+            approvals_key(run_id),
+            written_key(run_id),
+        ]
+
+    def _arguments(self, change: Change, mode: Mode) -> list[str | int]:
+        settings = self._settings
+        fields = {"run_id": change.run_id, **change.fields}
+        return [
+            *(change.event_id, mode, settings.ttl_s, settings.ended_ttl_s, settings.entries_max),
+            *(wake_channel(change.run_id), change.time_ms, change.entry, dumps(change.data)),
+            *(change.approval_id or "", change.approval, dumps({"time_ms": change.time_ms, **change.raw})),
+            *(part for pair in fields.items() for part in pair),
+        ]
+
+    async def _guard(self, work: Any) -> Any:
+        try:
+            return await work
+        except (redis.RedisError, OSError) as error:
+            if is_redis_away(error):
+                raise RedisAwayError(f"Redis does not answer: {error}") from error
+            raise
+
+
+def _applied(answer: Any) -> Applied:
+    if isinstance(answer, Exception):
+        if is_redis_away(answer):
+            raise RedisAwayError(f"Redis does not answer: {answer}") from answer
+        return Applied("refused", problem=repr(answer))
+    status, created_ms, run_status, run_type, tags, *open_approvals = answer
+    return Applied(status, int(created_ms), run_status, run_type, tags, tuple(open_approvals))
+
+
+def _queue_index(pipeline: Any, run_id: str, applied: Applied) -> None:
+    pipeline.zadd(ALL_RUNS_KEY, {run_id: applied.created_ms})
+    facets = [facet_key("status", applied.run_status)] if applied.run_status else []
+    if applied.run_type:
+        facets.append(facet_key("type", applied.run_type))
+    facets += [facet_key("tag", tag) for tag in tag_names(applied.tags)]
+    for key in facets:
+        pipeline.zadd(key, {run_id: applied.created_ms})
+    for status in RUN_STATUSES:
+        if status != applied.run_status:
+            pipeline.zrem(facet_key("status", status), run_id)
+    if facets:
+        pipeline.sadd(FACETS_KEY, *facets)
+
+
+def tag_names(tags: str) -> list[str]:
+    """``name=value`` of each tag in the JSON object `tags`."""
+    return [f"{name}={value}" for name, value in json.loads(tags).items()] if tags else []
