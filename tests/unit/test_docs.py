@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import subprocess
 import tomllib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+from towline.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
@@ -65,11 +70,12 @@ def test_decisions_have_unique_numbers() -> None:
 @pytest.mark.parametrize("record", DECISIONS, ids=lambda path: path.stem)
 def test_a_decision_is_short_and_names_what_validates_it(record: Path) -> None:
     text = record.read_text()
-    named = re.findall(r"^Validated by:.*$", text, re.MULTILINE)
+    named = re.findall(r"^(?:## )?Validated by.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
 
     assert text.startswith(f"# {record.name[:4]}: ")
     assert len(text.splitlines()) <= 100
     assert len(named) == 1
+    assert re.search(r"`(?:tests|benchmarks)/", named[0])
     for path, _, test in re.findall(r"`((?:tests|benchmarks)/[\w/.\-]+?)(::(\w+))?`", named[0]):
         assert (ROOT / path).exists(), f"{record.name} is validated by {path}, which does not exist"
         assert not test or f"def {test}(" in (ROOT / path).read_text()
@@ -109,3 +115,28 @@ def first_app() -> str:
     """The README's first app, as a module's source."""
     after = (ROOT / "README.md").read_text().partition("<!-- first-app:")[2]
     return next(code for language, code in _FENCE.findall(after) if language == "python")
+
+
+def shell_lines() -> list[tuple[str, list[str]]]:
+    """Every `towline …` command line in a document, split into words."""
+    return [
+        (f"{document.relative_to(ROOT)}: {line.strip()}", shlex.split(line, comments=True))
+        for document in documents()
+        for language, code in _FENCE.findall(document.read_text())
+        for line in (code.splitlines() if language in ("sh", "console", "bash") else ())
+        if line.startswith("towline ")
+    ]
+
+
+@pytest.mark.parametrize(("where", "words"), shell_lines(), ids=lambda value: str(value)[:60])
+def test_every_command_line_in_a_document_parses(where: str, words: list[str]) -> None:
+    root = typer.main.get_command(app)
+
+    def parse(command: Any, arguments: list[str], parent: Any = None) -> None:
+        context = command.make_context(command.name, arguments, parent=parent)
+        if hasattr(command, "commands") or hasattr(command, "get_command"):
+            name, found, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+            assert found is not None, f"{where}: no command {name}"
+            parse(found, rest, context)
+
+    parse(root, words[1:])
