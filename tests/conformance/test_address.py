@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import grpc
 import pytest
-from tests.conformance.support import ServerProcess
+from durabletask.internal.orchestrator_service_pb2_grpc import TaskHubSidecarServiceStub
+from google.protobuf import empty_pb2
+from tests.conformance.support import ServerProcess, loopback_port
 
 
 def listening_addresses(pid: int) -> set[ipaddress.IPv4Address | ipaddress.IPv6Address]:
@@ -59,3 +63,67 @@ def test_a_wider_address_without_tls_and_token_is_refused(tmp_path: Path, server
     assert "tls" in said
     assert "token" in said
     assert "traceback" not in said
+
+
+def hello(channel: grpc.Channel, *metadata: tuple[str, str]) -> None:
+    with channel:
+        stub = TaskHubSidecarServiceStub(channel)
+        stub.Hello(empty_pb2.Empty(), metadata=metadata, timeout=5, wait_for_ready=True)
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate for localhost and its key."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    cert_file, key_file = folder / "cert.pem", folder / "key.pem"
+    cert_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return cert_file, key_file
+
+
+def test_with_a_certificate_and_a_token_it_listens_everywhere_and_lets_in_who_has_both(
+    tmp_path: Path,
+) -> None:
+    cert_file, key_file = self_signed(tmp_path)
+    port = loopback_port()
+    process = ServerProcess(tmp_path / "data")
+    process.options = (
+        *("--listen", f"0.0.0.0:{port}"),  # the later of two flags counts
+        *("--tls-cert", str(cert_file), "--tls-key", str(key_file), "--token", "let me in"),
+    )
+    process.launch()
+    try:
+        credentials = grpc.ssl_channel_credentials(cert_file.read_bytes())
+        address = f"localhost:{port}"
+        hello(grpc.secure_channel(address, credentials), ("authorization", "Bearer let me in"))
+        refused: list[grpc.StatusCode] = []
+        for metadata in ((), (("authorization", "Bearer let me out"),)):
+            with pytest.raises(grpc.RpcError) as error:
+                hello(grpc.secure_channel(address, credentials), *metadata)
+            refused.append(error.value.code())  # type: ignore[attr-defined]
+        with pytest.raises(grpc.RpcError):
+            hello(grpc.insecure_channel(address), ("authorization", "Bearer let me in"))
+    finally:
+        process.stop()
+
+    assert refused == [grpc.StatusCode.UNAUTHENTICATED] * 2
