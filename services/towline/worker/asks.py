@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from durabletask import task
 
+from towline.contracts.canonical import approval_digest
 from towline.contracts.durable import DECISION_EVENT, ChildAsk, RaisedCommand
 from towline.contracts.events import ApprovalRequested
 from towline.worker import sdk
@@ -23,9 +24,12 @@ class Announcement:
 
     title: str | None = None
     details: Any = None
-    digest: str | None = None
     approvers: tuple[str, ...] | None = None
     expires_at: datetime | None = None
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        self.digest = approval_digest(title=self.title, details=self.details)
 
 
 @dataclass(slots=True)
@@ -99,7 +103,8 @@ class Asks:
             announcement=announcement or Announcement(),
             detach=sdk.cancel_handler(native),
         )
-        self._open(wait, AskSpec(approval_id=wait.approval_id, name=name))
+        # No deadline: when the wait is over is for the run's own timer to say.
+        self._open(wait, AskSpec(approval_id=wait.approval_id, name=name, digest=wait.announcement.digest))
         return native
 
     def approval(
@@ -129,7 +134,6 @@ class Asks:
             wait.escalate = lambda: Announcement(
                 title=announcement.title,
                 details=announcement.details,
-                digest=announcement.digest,
                 expires_at=announcement.expires_at,
                 approvers=(*(announcement.approvers or ()), *escalate_to),
             )

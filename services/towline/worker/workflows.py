@@ -14,7 +14,6 @@ from durabletask import task
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from towline.contracts.canonical import approval_digest
 from towline.worker import sdk
 from towline.worker.asks import Announcement, Asks, event_data
 from towline.worker.book import Deliver
@@ -60,9 +59,7 @@ class WorkflowContext(RunContext):
         request = pending.get(name) or {}
         details = plain(sdk.workflow_value(request.get("data")))
         title = str(request.get("source_executor_id") or name)
-        announcement = Announcement(
-            title=title, details=details, digest=approval_digest(title=title, details=details)
-        )
+        announcement = Announcement(title=title, details=details)
         response_type = sdk.workflow_type(request.get("response_type"))
         return self.asks.wait_for_event(
             name,

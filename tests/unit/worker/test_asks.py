@@ -24,6 +24,7 @@ from tests.unit.worker.simulator import (
     told,
 )
 
+from towline.contracts.canonical import approval_digest
 from towline.contracts.durable import RaisedCommand, RunEnvelope
 from towline.contracts.events import RunFailed
 
@@ -278,6 +279,15 @@ def test_a_wait_that_is_given_up_is_cancelled() -> None:
     assert told(said)[0][1]["reason"] == "already_resolved"
 
 
+def test_a_decision_on_something_else_than_was_shown_is_stale() -> None:
+    run = Simulator.of(review, run_input=1)
+    shown = told(run.start())[1][1]["digest"]
+    said = run.turn(decision("HumanApproval", True, "d1", digest="0" * 64))
+    assert told(said)[0][1]["reason"] == "stale"
+    said = run.turn(decision("HumanApproval", True, "d2", digest=shown))
+    assert told(said)[0][1]["outcome"] == "approved"
+
+
 def test_asks_of_a_cancelled_run_are_cancelled_before_its_outcome() -> None:
     run = Simulator.of(review, run_input=1)
     run.start()
@@ -304,7 +314,11 @@ def test_a_childs_ask_is_announced_under_the_run_and_told_to_the_root() -> None:
     said = child.start()
     assert told(said)[0] == (
         "run-1/approval/0001~item/requested",
-        {"run_id": "run-1", "approval_id": "0001~item"},
+        {
+            "run_id": "run-1",
+            "approval_id": "0001~item",
+            "digest": approval_digest(title=None, details=None),
+        },
     )
     [notice] = raises_on(said)
     assert (notice.instance_id, notice.name) == ("run-1", "towline.ask")
