@@ -47,9 +47,10 @@ async def start_bridge(
         bridge = Bridge(BridgeSettings(**chosen), kafka_settings, scheduler_settings)
         task = asyncio.create_task(bridge.run())
         running.append((bridge, task))
-        async with asyncio.timeout(20):
-            while bridge.not_ready() is not None and not task.done():  # noqa: ASYNC110 - bounded
-                await asyncio.sleep(0.05)
+        deadline = asyncio.get_running_loop().time() + 20
+        while (problem := bridge.not_ready()) is not None and not task.done():
+            assert asyncio.get_running_loop().time() < deadline, problem
+            await asyncio.sleep(0.05)
         return bridge
 
     yield start

@@ -15,9 +15,10 @@ from towline.contracts.durable import unwrap_input
 
 async def started(hub, run_id, *, within_s=20.0):
     """The run's state once it exists."""
-    async with asyncio.timeout(within_s):
-        while (state := await hub.get_orchestration_state(run_id)) is None:  # noqa: ASYNC110 - bounded
-            await asyncio.sleep(0.05)
+    deadline = asyncio.get_running_loop().time() + within_s
+    while (state := await hub.get_orchestration_state(run_id)) is None:
+        assert asyncio.get_running_loop().time() < deadline, f"{run_id} is not started"
+        await asyncio.sleep(0.05)
     return state
 
 

@@ -1,0 +1,112 @@
+"""Dead letters, replay and marks as records, without Kafka."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.delivery.records import record
+
+from towline.delivery import DeadLetter
+from towline.delivery.dead_letters import Origin, dead_letter_headers
+from towline.delivery.letters import (
+    LetterError,
+    Letters,
+    mark_record,
+    parse_origin,
+    replay_record,
+)
+
+NOW = datetime(2030, 1, 2, tzinfo=UTC)
+HEADERS = (("ce_id", b"e-1"), ("ce_type", b"t.v1"), ("x", b"\xff\x00"), ("x", b"twice"))
+
+
+def as_letter(original, reason="invalid_json", error="why"):
+    """The record that stands in the dead letters' topic."""
+    headers = dead_letter_headers(original, DeadLetter(reason, error), now=NOW)
+    return record(0, topic="dead", key=original.key, value=original.value, headers=headers)
+
+
+def letters(*records):
+    found = Letters()
+    for one in records:
+        found.add(one)
+    return found
+
+
+@given(
+    key=st.none() | st.binary(max_size=20),
+    value=st.none() | st.binary(max_size=50),
+    headers=st.lists(st.tuples(st.text(max_size=10), st.binary(max_size=10)), max_size=4),
+)
+def test_a_dead_letter_replayed_is_the_record_it_was(key, value, headers):
+    headers = tuple((n, v) for n, v in headers if not n.startswith("towline_"))
+    original = record(7, key=key, value=value, headers=headers)
+    (letter,) = letters(as_letter(original)).select()
+    again = replay_record(letter, replays_max_count=3)
+    assert (again.key, again.value) == (key, value)
+    assert again.headers == (*headers, ("towline_replay_of", b"t.runs/0/7"), ("towline_replay_count", b"1"))
+
+
+def test_a_letter_tells_reason_error_and_origin():
+    (letter,) = letters(as_letter(record(7, partition=2, headers=HEADERS), error="x" * 9000)).select()
+    assert letter.origin == Origin("t.runs", 2, 7)
+    assert (letter.reason, len(letter.error), letter.time) == ("invalid_json", 2000, NOW.isoformat())
+    assert letter.record.headers == HEADERS
+
+
+def test_a_letter_written_twice_is_one_letter():
+    one = as_letter(record(7))
+    assert len(letters(one, one, as_letter(record(8))).select()) == 2
+
+
+def test_a_letter_is_open_until_it_is_marked():
+    found = letters(as_letter(record(7)), as_letter(record(8)))
+    first, second = found.select()
+    for letter, state in ((first, "replayed"), (second, "discarded")):
+        mark = mark_record(letter, state, "note é")
+        found.add(record(9, topic="dead", key=mark.key, value=mark.value, headers=mark.headers))
+    assert found.select() == []
+    assert [letter.state for letter in found.select(states=("replayed", "discarded"))] == [
+        "replayed",
+        "discarded",
+    ]
+    assert found.find("t.runs/0/7").note == "note é"
+
+
+def test_a_record_that_comes_back_again_and_again_is_not_replayed_without_end():
+    original = record(7)
+    for round_number in range(3):
+        (letter,) = letters(as_letter(original)).select()
+        assert letter.replay_count == round_number
+        again = replay_record(letter, replays_max_count=3)
+        original = record(8 + round_number, key=again.key, value=again.value, headers=again.headers)
+    (letter,) = letters(as_letter(original)).select()
+    with pytest.raises(LetterError, match=r"t\.runs/0/10: was replayed 3 times"):
+        replay_record(letter, replays_max_count=3)
+
+
+def test_filters_are_patterns_on_fields_and_all_must_fit():
+    found = letters(
+        as_letter(record(1, key=b"r-1", headers=HEADERS)),
+        as_letter(record(2, key=b"r-2"), reason="unknown_type"),
+        as_letter(record(3, key=b"x-1")),
+    )
+    assert [x.origin.offset for x in found.select(["run=r-*"])] == [1, 2]
+    assert [x.origin.offset for x in found.select(["run=r-*", "reason=invalid_json"])] == [1]
+    assert [x.origin.offset for x in found.select(["event=e-1"])] == [1]
+    with pytest.raises(LetterError, match="give FIELD=PATTERN"):
+        found.select(["colour=red"])
+
+
+@pytest.mark.parametrize("text", ["", "t", "t/1", "t/1/x", "/1/2", "t/-1/2"])
+def test_what_is_no_origin_is_refused(text):
+    assert parse_origin(text) is None
+    with pytest.raises(LetterError, match="give TOPIC/PARTITION/OFFSET"):
+        letters().find(text)
+
+
+def test_records_that_are_neither_letter_nor_mark_are_counted():
+    assert letters(record(1)).unreadable_count == 1
