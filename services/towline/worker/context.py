@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, cast
@@ -14,6 +16,7 @@ from towline.contracts.durable import wrap_input
 from towline.worker import sdk
 from towline.worker.asks import Asks
 from towline.worker.errors import AgentRunError
+from towline.worker.retries import Retries
 from towline.worker.run import Run
 
 TOWLINE_OPTION: Final = "towline"
@@ -92,6 +95,8 @@ class RunContext(task.OrchestrationContext):
         self.next_generation: NextGeneration | None = None
         self.children: dict[str, task.Task[Any]] = {}
         self.custom_status: Any = None
+        self.retries = Retries(run.native.create_timer)
+        self._turn: str | None = None
         self._native = run.native
         self._replays_look_live = replays_look_live
 
@@ -214,13 +219,22 @@ class RunContext(task.OrchestrationContext):
         """A UUID that is the same in every replay."""
         return self._native.new_uuid()
 
+    @contextmanager
+    def calling_turn(self, turn: str) -> Generator[None]:
+        """Agents that are called in the block are called for `turn`: again, if it was tried before."""
+        self._turn = turn
+        try:
+            yield
+        finally:
+            self._turn = None
+
     def _exit_critical_section(self) -> None:
         self._native._exit_critical_section()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
     def _agent_input(self, request: dict[str, Any]) -> dict[str, Any]:
         about = {
             "run_id": self.run.envelope.run_id,
-            "turn": self.run.next_agent_turn(),
+            "turn": self._turn or self.run.next_agent_turn(),
             "traceparent": self.run.traceparent,
         }
         return {**request, "options": {**(request.get("options") or {}), TOWLINE_OPTION: about}}

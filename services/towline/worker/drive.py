@@ -25,6 +25,7 @@ from towline.contracts.durable import (
 from towline.worker.asks import parts
 from towline.worker.context import AgentTurnTask, RunContext
 from towline.worker.errors import RunCancelled, RunCancelledError, WorkerError
+from towline.worker.retries import RetriedTask
 
 UserCode: TypeAlias = Generator[task.Task[Any], Any, Any]
 _Step: TypeAlias = Callable[[UserCode], task.Task[Any]]
@@ -118,12 +119,18 @@ class _Drive:
         return self._resumption(yielded)
 
     def _standing(self) -> list[task.Task[Any]]:
-        waits = [self._decisions.wait, self._notices.wait, *self._asks.timers()]
+        waits = [
+            self._decisions.wait,
+            self._notices.wait,
+            *self._asks.timers(),
+            *self._context.retries.tasks(),
+        ]
         # Once cancelled, the run compensates undisturbed.
         return waits if self._run.cancel is not None else [*waits, self._cancels.wait]
 
     def _take_mail(self) -> None:
         self._asks.settle()
+        self._context.retries.settle()
         for notice in self._notices.take():
             self._asks.child_ask(ChildAsk.model_validate(notice))
         for command in self._decisions.take():
@@ -145,6 +152,8 @@ class _Drive:
         for part in parts(failed):
             if not part.is_failed:
                 continue
+            if isinstance(part, RetriedTask) and part.failed_attempt is not None:
+                return self._error_of(part.failed_attempt)
             if isinstance(part, AgentTurnTask) and part.error is not None:
                 return part.error
             error = self._asks.error_of(part)

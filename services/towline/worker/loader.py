@@ -63,6 +63,9 @@ def load(target: str) -> LoadedApp:
             f"--app {target}: {attribute} is a {type(found).__name__}; expected a towline.worker.App, "
             "or a plain function that takes the worker and registers agents and orchestrators on it"
         )
+    own_name = getattr(found, "name", None)
+    if isinstance(own_name, str) and own_name:
+        return LoadedApp(found, own_name, str(getattr(module, "__version__", "0")))
     name = module_name if module_name != "__main__" else attribute
     return LoadedApp(found, name, str(getattr(module, "__version__", "0")))
 

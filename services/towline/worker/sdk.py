@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +23,7 @@ from agent_framework_durabletask import (
     _async_bridge,  # pyright: ignore[reportPrivateUsage]
 )
 from agent_framework_durabletask import _worker as agent_worker  # pyright: ignore[reportPrivateUsage]
+from agent_framework_durabletask._async_bridge import run_agent_coroutine
 from agent_framework_durabletask._entities import DurableTaskEntityStateProvider
 from agent_framework_durabletask._workflows import serialization as workflow_serialization
 from azure.core.credentials import AccessToken, TokenCredential
@@ -229,6 +230,14 @@ def cancel_handler(wait: task.CancellableTask[Any]) -> Callable[[], None] | None
 def orchestrator_input_type(fn: Callable[..., Any], converter: DataConverter) -> Any:
     """The type that an orchestrator declares for its input, if the converter can build it."""
     return type_discovery.orchestrator_input_type(fn, converter)
+
+
+def run_on_agent_loop(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine on the loop that agents run on, from another thread, and wait for it.
+
+    Clients that agents and activities share are bound to one loop.
+    """
+    return run_agent_coroutine(work)
 
 
 def is_generator(value: object) -> bool:
