@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Annotated, Any, Final, TypeAlias
 
 import typer
 
 from towline.cli import inputs
+from towline.cli.answers import listening, verdict
 from towline.cli.following import follow as follow_run
-from towline.cli.output import Printer, hint
+from towline.cli.output import Printer, event_json, hint
 from towline.cli.run import execute
 from towline.cli.topics import CONNECT_TIMEOUT_S
 from towline.contracts.client import Run, TowlineClient
 from towline.contracts.settings import KafkaSettings
 
 SOURCE: Final = "towline/cli"
+ANSWER_WAIT_S: Final = 10.0
 
 RunIdArgument: TypeAlias = Annotated[str, typer.Argument(metavar="RUN_ID", help="The run.")]
 ApprovalArgument: TypeAlias = Annotated[
@@ -29,6 +32,9 @@ Data: TypeAlias = Annotated[
 Approver: TypeAlias = Annotated[str | None, typer.Option(help="Who decides.")]
 Digest: TypeAlias = Annotated[
     str | None, typer.Option(help="Digest of what was seen; the decision is refused if it has changed.")
+]
+Wait: TypeAlias = Annotated[
+    float, typer.Option(min=0, help="Seconds to wait for the answer; 0: only publish.")
 ]
 Reason: TypeAlias = Annotated[str | None, typer.Option(help="For the record.")]
 
@@ -86,15 +92,17 @@ def approve(
     data: Data = None,
     approver: Approver = None,
     digest: Digest = None,
+    wait: Wait = ANSWER_WAIT_S,
     as_json: Json = False,
 ) -> None:
     """Approve what a run asks for."""
     fields = _decision(feedback, approver, digest)
     _command(
         run_id,
-        as_json,
         lambda run: run.approve(approval_id, data=inputs.json_object(data, "--data"), **fields),
         {"approval_id": approval_id, "approved": True},
+        wait=wait,
+        as_json=as_json,
     )
 
 
@@ -105,15 +113,17 @@ def reject(
     data: Data = None,
     approver: Approver = None,
     digest: Digest = None,
+    wait: Wait = ANSWER_WAIT_S,
     as_json: Json = False,
 ) -> None:
     """Reject what a run asks for."""
     fields = _decision(feedback, approver, digest)
     _command(
         run_id,
-        as_json,
         lambda run: run.reject(approval_id, data=inputs.json_object(data, "--data"), **fields),
         {"approval_id": approval_id, "approved": False},
+        wait=wait,
+        as_json=as_json,
     )
 
 
@@ -121,30 +131,40 @@ def raise_event(
     run_id: RunIdArgument,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The event's name.")],
     data: Annotated[str, typer.Option(metavar="JSON|@FILE|-", help="Delivered as it is.")] = "null",
+    wait: Wait = ANSWER_WAIT_S,
     as_json: Json = False,
 ) -> None:
     """Raise an external event in a run."""
     _command(
         run_id,
-        as_json,
         lambda run: run.raise_event(name, inputs.read_json(data, "--data")),
         {"name": name},
+        wait=wait,
+        as_json=as_json,
     )
 
 
-def cancel(run_id: RunIdArgument, reason: Reason = None, as_json: Json = False) -> None:
+def cancel(
+    run_id: RunIdArgument, reason: Reason = None, wait: Wait = ANSWER_WAIT_S, as_json: Json = False
+) -> None:
     """Cancel a run: it may compensate first."""
-    _command(run_id, as_json, lambda run: run.cancel(reason=reason), {"action": "cancel"})
+    _command(run_id, lambda run: run.cancel(reason=reason), {"action": "cancel"}, wait=wait, as_json=as_json)
 
 
-def suspend(run_id: RunIdArgument, reason: Reason = None, as_json: Json = False) -> None:
+def suspend(
+    run_id: RunIdArgument, reason: Reason = None, wait: Wait = ANSWER_WAIT_S, as_json: Json = False
+) -> None:
     """Suspend a run: it takes no further step until it is resumed."""
-    _command(run_id, as_json, lambda run: run.suspend(reason=reason), {"action": "suspend"})
+    _command(
+        run_id, lambda run: run.suspend(reason=reason), {"action": "suspend"}, wait=wait, as_json=as_json
+    )
 
 
-def resume(run_id: RunIdArgument, reason: Reason = None, as_json: Json = False) -> None:
+def resume(
+    run_id: RunIdArgument, reason: Reason = None, wait: Wait = ANSWER_WAIT_S, as_json: Json = False
+) -> None:
     """Resume a suspended run."""
-    _command(run_id, as_json, lambda run: run.resume(reason=reason), {"action": "resume"})
+    _command(run_id, lambda run: run.resume(reason=reason), {"action": "resume"}, wait=wait, as_json=as_json)
 
 
 def _decision(feedback: str | None, approver: str | None, digest: str | None) -> dict[str, Any]:
@@ -152,19 +172,43 @@ def _decision(feedback: str | None, approver: str | None, digest: str | None) ->
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _command(run_id: str, as_json: bool, send: Callable[[Run], Awaitable[str]], said: dict[str, Any]) -> None:
-    execute(_send(run_id, as_json, send, said))
+def _command(
+    run_id: str,
+    send: Callable[[Run], Awaitable[str]],
+    said: dict[str, Any],
+    *,
+    wait: float,
+    as_json: bool,
+) -> None:
+    execute(_send(run_id, send, said, wait_s=wait, as_json=as_json))
 
 
 async def _send(
-    run_id: str, as_json: bool, send: Callable[[Run], Awaitable[str]], said: dict[str, Any]
-) -> None:
-
+    run_id: str,
+    send: Callable[[Run], Awaitable[str]],
+    said: dict[str, Any],
+    *,
+    wait_s: float,
+    as_json: bool,
+) -> int:
+    """Publish and show the answer. 1 if the command was refused; 0 also if no answer came in time."""
     inputs.run_id(run_id)
-    async with TowlineClient(KafkaSettings(), source=SOURCE, connect_timeout_s=CONNECT_TIMEOUT_S) as client:
+    settings = KafkaSettings()
+    async with AsyncExitStack() as opened:
+        client = await opened.enter_async_context(
+            TowlineClient(settings, source=SOURCE, connect_timeout_s=CONNECT_TIMEOUT_S)
+        )
+        listen = listening(settings, run_id, ends_run=said.get("action") == "cancel")
+        answered = await opened.enter_async_context(listen) if wait_s else None
         event_id = await send(client.run(run_id))
+        answer = None if answered is None else await answered(event_id, wait_s)
     words = " ".join(str(value) for value in said.values() if not isinstance(value, bool))
-    Printer(as_json=as_json).value(
-        {"run_id": run_id, **said, "event_id": event_id},
-        f"published for {run_id}: {words} (see the answer with `towline events`)",
-    )
+    fields = {"run_id": run_id, **said, "event_id": event_id}
+    if answer is None:
+        late = f"; no answer within {wait_s:g} s" if wait_s else ""
+        text = f"{run_id}  {words}  published{late}: see `towline events`"
+        Printer(as_json=as_json).value({**fields, "answer": None}, text)
+        return 0
+    text, worked = verdict(answer)
+    Printer(as_json=as_json).value({**fields, "answer": event_json(answer)}, f"{run_id}  {words}  {text}")
+    return 0 if worked else 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from datetime import datetime
 from typing import Any, Final
 
 from towline.cli import relay
@@ -54,17 +55,17 @@ async def _from_kafka(run_id: str, settings: KafkaSettings, printer: Printer) ->
     topics = settings.topics
     events = read(settings, (topics.events, topics.results), last=None, follow=True, run_id=run_id)
     try:
-        event = await _first(events, run_id)
+        event, recorded = await _first(events, run_id)
         while True:
-            printer.event(event)
+            printer.event(event, recorded)
             if isinstance(event.data, OUTCOME_MODELS):
                 return 0 if isinstance(event.data, RunCompleted) else 1
-            event = await anext(events)
+            event, recorded = await anext(events)
     finally:
         await events.aclose()
 
 
-async def _first(events: AsyncGenerator[Event], run_id: str) -> Event:
+async def _first(events: AsyncGenerator[tuple[Event, datetime]], run_id: str) -> tuple[Event, datetime]:
     try:
         async with asyncio.timeout(UNKNOWN_RUN_GRACE_S):
             return await anext(events)

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from towline.contracts.events import (
     ApprovalRefused,
@@ -44,6 +44,13 @@ def short(value: Any, limit: int = SHOWN_CHARACTERS) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+def output_text(output: Any) -> str:
+    """A run's output on one line; an agent's answer, ``{"text": …}``, without its frame."""
+    if isinstance(output, dict) and list(cast("dict[str, Any]", output)) == ["text"]:
+        return short(cast("dict[str, Any]", output)["text"])
+    return short(output)
+
+
 def event_json(event: Event) -> dict[str, Any]:
     """An event as CloudEvents JSON: attributes and `data`."""
     attributes = {
@@ -68,16 +75,16 @@ def describe(data: EventData) -> str:
     return words(data) if words is not None else short(data.model_dump(mode="json", exclude_none=True))
 
 
-def event_line(event: Event) -> str:
-    """One readable line."""
+def event_line(event: Event, recorded: datetime) -> str:
+    """One readable line; `recorded` is Kafka's time, for an event that carries none."""
     run_id = str(getattr(event.data, "run_id", None) or event.subject or "-")
     name = event.type.removeprefix("towline.").removesuffix(".v1")
-    return f"{clock(event.time)}  {printable(run_id)}  {name}  {describe(event.data)}".rstrip()
+    return f"{clock(event.time or recorded)}  {printable(run_id)}  {name}  {describe(event.data)}".rstrip()
 
 
-def clock(time: datetime | None) -> str:
+def clock(time: datetime) -> str:
     """Local time of day."""
-    return time.astimezone().strftime("%H:%M:%S") if time is not None else "--:--:--"
+    return time.astimezone().strftime("%H:%M:%S")
 
 
 class Printer:
@@ -86,9 +93,9 @@ class Printer:
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
 
-    def event(self, event: Event) -> None:
-        """One event."""
-        self.line(json_line(event_json(event)) if self.as_json else event_line(event))
+    def event(self, event: Event, recorded: datetime) -> None:
+        """One event, written to Kafka at `recorded`."""
+        self.line(json_line(event_json(event)) if self.as_json else event_line(event, recorded))
 
     def value(self, value: Mapping[str, Any], text: str) -> None:
         """`value` for programs, `text` for people."""
@@ -144,7 +151,7 @@ _DESCRIPTIONS: Final[Mapping[type[EventData], Callable[[Any], str]]] = {
     ApprovalResolved: _resolved,
     ApprovalRefused: lambda data: f"{printable(data.approval_id)}  {data.reason}",
     ControlRefused: lambda data: f"{data.action}  {data.reason}",
-    RunCompleted: lambda data: short(data.output),
+    RunCompleted: lambda data: output_text(data.output),
     RunFailed: _failed,
     RunRejected: _failed,
     RunCancelled: lambda data: short(data.reason or ""),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, TypeAlias, cast
 
 import typer
@@ -11,7 +13,7 @@ from towline.cli import inputs, relay
 from towline.cli.commands import Json, RunIdArgument
 from towline.cli.errors import CliError
 from towline.cli.following import follow as follow_run
-from towline.cli.output import Printer, json_line, printable
+from towline.cli.output import Printer, clock, json_line, printable
 from towline.cli.run import execute
 from towline.cli.topics import read
 from towline.contracts.events import TopicName
@@ -43,13 +45,13 @@ def events(follow: Follow = False, last: Last = 20, all_: All = False, as_json: 
 
 async def _topic(name: TopicName, *, last: int | None, follow: bool, as_json: bool) -> None:
     settings, printer = KafkaSettings(), Printer(as_json=as_json)
-    async for event in read(settings, (settings.topics.name(name),), last=last, follow=follow):
-        printer.event(event)
+    async for event, recorded in read(settings, (settings.topics.name(name),), last=last, follow=follow):
+        printer.event(event, recorded)
 
 
 def runs(
     status: Annotated[str | None, typer.Option(help="Only those in this status.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="At most so many.")] = 50,
     as_json: Json = False,
 ) -> None:
     """The latest runs, from the relay."""
@@ -64,31 +66,34 @@ async def _runs(status: str | None, limit: int, *, as_json: bool) -> None:
             "or set TOWLINE_RELAY_URL to where it is"
         )
     params: dict[str, str | int] = {"limit": limit} | ({"status": status} if status else {})
-    answer = await relay.get_json(url, "/runs", params=params)
-    found = cast("list[dict[str, Any]]", answer["runs"] if isinstance(answer, dict) else answer)
+    found = _listed(await relay.get_json(url, "/runs", params=params), "runs")
     if as_json:
         for run in found:
             Printer.line(json_line(run))
-    else:
-        _print_table(found)
+        return
+    asks: dict[str, list[str]] = {}
+    for ask in _listed(await relay.get_json(url, "/approvals", params={"limit": 200}), "approvals"):
+        asks.setdefault(str(ask.get("run_id")), []).append(str(ask.get("approval_id")))
+    _print_table(found, asks)
 
 
-def _print_table(found: list[dict[str, Any]]) -> None:
+def _listed(answer: Any, name: str) -> list[dict[str, Any]]:
+    return cast("list[dict[str, Any]]", answer[name])
+
+
+def _print_table(found: list[dict[str, Any]], asks: Mapping[str, list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("run_id", "run_type", "status", "asks for", "updated", box=None, header_style="bold")
+    table = Table("updated", box=None, header_style="bold", pad_edge=False)
+    table.add_column("run_id", no_wrap=True, overflow="fold")
+    for name in ("run_type", "status", "asks for"):
+        table.add_column(name)
     for run in found:
-        table.add_row(*(Text(cell) for cell in _cells(run)))
-    Console().print(table)
-
-
-def _cells(run: Mapping[str, Any]) -> list[str]:
-    pending = cast("list[Any]", run.get("pending_approvals") or [])
-    asks = ", ".join(
-        str(cast("dict[str, Any]", ask).get("approval_id")) if isinstance(ask, dict) else str(ask)
-        for ask in pending
-    )
-    values = (run.get("run_id"), run.get("run_type"), run.get("status"), asks, run.get("updated_at"))
-    return [printable(str(value)) if value not in (None, "") else "-" for value in values]
+        run_id = str(run.get("run_id"))
+        updated = datetime.fromtimestamp(run.get("updated_ms", 0) / 1000, UTC)
+        cells = (run_id, run.get("run_type") or "", run.get("status") or "", ", ".join(asks.get(run_id, [])))
+        table.add_row(clock(updated), *(Text(printable(str(cell))) for cell in cells))
+    # A pipe has no width: one line a run.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

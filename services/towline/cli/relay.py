@@ -18,6 +18,7 @@ DEFAULT_URL: Final = "http://127.0.0.1:8090"
 CONNECT_TIMEOUT_S: Final = 5.0
 SILENCE_S: Final = 60.0
 """The relay sends a heartbeat well within this time; a longer silence is a dead connection."""
+_NO_CONTENT: Final = 204
 RESUME_FOR_S: Final = 60.0
 """How long a lost relay is waited for."""
 
@@ -80,6 +81,8 @@ async def stream(url: str, run_id: str) -> AsyncGenerator[Message]:
                     if not answer.is_success:
                         await answer.aread()
                     check(answer, url)
+                    if answer.status_code == _NO_CONTENT:  # resumed at the end
+                        return
                     parser = Parser()
                     async for line in answer.aiter_lines():
                         lost_at = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from towline.cli.output import printable, short
+from towline.cli.output import output_text, printable, short
 
 
 def clean(text: str) -> str:
@@ -72,7 +72,9 @@ class StreamView:
         return self._line("(the stream begins again: what was shown before is void)")
 
     def _status(self, data: Mapping[str, Any]) -> str:
-        return self._line(f"status {short(data.get('status', dict(data)))}")
+        if "status" in data:
+            return self._line(f"status {short(data['status'])}")
+        return self._line(f"started  {printable(str(data.get('run_type')))}")
 
     def _approval(self, data: Mapping[str, Any]) -> str:
         name, phase = printable(str(data.get("approval_id"))), data.get("phase")
@@ -87,7 +89,7 @@ class StreamView:
 
     def _end(self, data: Mapping[str, Any]) -> str:
         output = data.get("output")
-        return self._line(f"{data.get('outcome')}  {'' if output is None else short(output)}".rstrip())
+        return self._line(f"{data.get('outcome')}  {'' if output is None else output_text(output)}".rstrip())
 
     def _error(self, data: Mapping[str, Any]) -> str:
         error: Mapping[str, Any] = data.get("error") or {}

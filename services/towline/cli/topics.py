@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, Final, cast
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -28,7 +29,6 @@ CONNECT_TIMEOUT_S: Final = 10.0
 _POLL_S: Final = 0.2
 _HISTORY_TIMEOUT_S: Final = 60.0
 _IDS_KEPT: Final = 100_000
-_BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
 
 
 async def read(
@@ -38,8 +38,8 @@ async def read(
     last: int | None,
     follow: bool,
     run_id: str | None = None,
-) -> AsyncGenerator[Event]:
-    """Events of `topics` in the order of their times, repeats dropped; undecodable records are logged.
+) -> AsyncGenerator[tuple[Event, datetime]]:
+    """Events of `topics` with Kafka's time, in that order, repeats dropped; undecodable records are logged.
 
     Args:
         settings: Where Kafka is.
@@ -65,7 +65,7 @@ async def read(
         assign(reader, starts)
         history = await _history(reader, starts, ends)
         events = [event for record in history if (event := _wanted(record, key, ids)) is not None]
-        events.sort(key=lambda event: event.time or _BEGINNING)
+        events.sort(key=itemgetter(1))
         for event in events if last is None else events[len(events) - min(last, len(events)) :]:
             yield event
         while follow:
@@ -74,11 +74,14 @@ async def read(
                     yield event
 
 
-def _wanted(record: ConsumedRecord, key: bytes | None, ids: RecentIds) -> Event | None:
+def _wanted(record: ConsumedRecord, key: bytes | None, ids: RecentIds) -> tuple[Event, datetime] | None:
     if key is not None and record.key != key:
         return None
     event = decoded(record)
-    return event if event is not None and ids.is_new(event.id) else None
+    if event is None or not ids.is_new(event.id):
+        return None
+    recorded_ms: int = cast("Any", record).timestamp
+    return event, datetime.fromtimestamp(recorded_ms / 1000, UTC)
 
 
 async def _history(
