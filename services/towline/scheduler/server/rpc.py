@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import grpc
-import grpc.aio
 from durabletask.internal import orchestrator_service_pb2 as pb
 
 from towline.scheduler.engine.errors import SchedulerError
@@ -128,6 +127,8 @@ class Binding:
         _log.info("worker.connected", extra={"hub": hub, "worker": stream.worker, "capacity": capacity})
         self._runtime.dispatcher.attach(stream)
         try:
+            # A worker takes the headers for "connected"; by themselves they wait for the first item or ping.
+            await context.send_initial_metadata(())
             while not stream.closed:
                 while stream.pending and not stream.closed:
                     work = stream.pending.popleft()
