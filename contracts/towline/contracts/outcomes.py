@@ -93,6 +93,7 @@ class OutcomeWatch:
         self._stack = AsyncExitStack()
         self._reader: AIOKafkaConsumer | None = None
         self._positions: dict[TopicPartition, int] = {}
+        self._live_from: dict[TopicPartition, int] = {}
         self._live: asyncio.Task[None] | None = None
         self._scans: dict[Watched, Since] = {}
         self._scan_wanted = asyncio.Event()
@@ -169,9 +170,10 @@ class OutcomeWatch:
         async with self._lock:
             if watched.covered:
                 return
-            from_start = await self._begin(since)
+            await self._begin(since)
             watched.covered = True
-            if from_start:
+            if self._was_read_live(since):
+                watched.scanned(None)
                 return
             watched.scanning = True
             self._scans[watched] = since
@@ -179,21 +181,26 @@ class OutcomeWatch:
             if self._scanner is None:
                 self._scanner = asyncio.create_task(self._scan_forever(), name="towline-outcome-scan")
 
-    async def _begin(self, since: Since) -> bool:
-        """Begin to read live, unless it has begun; whether it begins at `since`."""
+    def _was_read_live(self, since: Since) -> bool:
+        """Whether live reading began no later than `since`: a run known since then was not missed."""
+        return isinstance(since, dict) and all(
+            begin <= cast("Offsets", since).get(partition, 0) for partition, begin in self._live_from.items()
+        )
+
+    async def _begin(self, since: Since) -> None:
+        """Begin to read live, at `since` if these are offsets, unless it has begun."""
         if self._live is not None:
-            return False
+            return
         reader = self._open_reader()
         partitions = await partitions_of(reader, (self._topic,))
-        from_start = isinstance(since, dict)
         self._positions = (
             await resolve(reader, partitions, cast("Offsets", since))
-            if from_start
+            if isinstance(since, dict)
             else await end_offsets(reader, partitions)
         )
+        self._live_from = dict(self._positions)
         assign(reader, self._positions)
         self._live = asyncio.create_task(self._read_forever(reader), name="towline-outcomes")
-        return from_start
 
     def _open_reader(self) -> AIOKafkaConsumer:
         if self._reader is None:
@@ -250,6 +257,8 @@ class OutcomeWatch:
             wanted, self._scans = self._scans, {}
             try:
                 await self._scan(wanted)
+                # Kept here, it would keep the runs alive until the next search.
+                wanted = {}
                 attempt = 0
             except (KafkaError, ClientError, KafkaUnavailableError) as error:
                 _log.warning("results_unreadable", extra={"topic": self._topic, "error": repr(error)})

@@ -1,0 +1,234 @@
+"""Streams for downstream consumers: at least once, repeats dropped, bad records passed over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from faststream import AckPolicy
+from faststream.kafka import KafkaBroker
+from tests.integration.contracts.raw import (
+    completed,
+    eventually,
+    grow,
+    raw_producer,
+    started,
+    write_unreadable,
+)
+
+from towline.contracts import (
+    ClientError,
+    Event,
+    EventProducer,
+    EventStream,
+    KafkaSettings,
+    RunOutcome,
+    TowlineClient,
+    encode,
+    streams,
+)
+from towline.contracts.faststream import decoder, parser
+from towline.contracts.kafka import ensure_topics
+from towline.dev import KafkaPart
+
+TIMEOUT_S = 30.0
+
+
+async def take(stream: EventStream[RunOutcome], count: int) -> list[str]:
+    async with asyncio.timeout(TIMEOUT_S):
+        return [(await anext(stream)).data.run_id for _ in range(count)]
+
+
+async def test_a_group_goes_on_where_it_stopped(kafka_settings: KafkaSettings) -> None:
+    async with TowlineClient(kafka_settings) as client, EventProducer(kafka_settings) as platform:
+        await platform.send_many([completed(f"r-{n}") for n in range(30)])
+        async with client.results("g") as stream:
+            first = await take(stream, 20)
+        async with client.results("g") as stream:
+            second = await take(stream, 11)
+        # The twentieth was not followed by a request for the next one: it was not handled for certain.
+        assert Counter(first + second) == Counter([*(f"r-{n}" for n in range(30)), first[-1]])
+
+
+async def test_another_group_and_no_group_get_everything(kafka_settings: KafkaSettings) -> None:
+    async with TowlineClient(kafka_settings) as client, EventProducer(kafka_settings) as platform:
+        await platform.send(completed("early"))
+        middle = datetime.now(UTC)
+        latest = client.results(start="latest")
+        async with latest:
+            await platform.send(completed("late"))
+            assert await take(client.results("g1"), 2) == await take(client.results("g2"), 2)
+            assert set(await take(client.results(), 2)) == {"early", "late"}
+            assert await take(client.results(since=middle), 1) == ["late"]
+            assert await take(latest, 1) == ["late"]
+
+
+async def test_repeats_are_dropped_as_far_as_is_remembered(kafka_settings: KafkaSettings) -> None:
+    async with TowlineClient(kafka_settings) as client, raw_producer(kafka_settings) as raw:
+        for event in (
+            completed("a", 1),
+            completed("a", 2),
+            completed("b"),
+            completed("a", 3),
+            completed("end"),
+        ):
+            record = encode(event)
+            headers = list(record.headers)
+            await raw.send_and_wait(kafka_settings.topics.results, record.value, partition=0, headers=headers)
+        stream = client.results()
+        assert await take(stream, 3) == ["a", "b", "end"]
+        assert stream.repeat_count == 2
+        assert await take(client.results(remember=1), 4) == ["a", "b", "a", "end"]
+
+
+async def test_bad_records_are_reported_and_never_stop_the_stream(
+    kafka_settings: KafkaSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = kafka_settings.topics.results
+    async with (
+        TowlineClient(kafka_settings) as client,
+        EventProducer(kafka_settings) as platform,
+        raw_producer(kafka_settings) as raw,
+    ):
+        await platform.send_many([completed(f"r-{n}") for n in range(20)])
+        for partition in range(3):
+            await raw.send_and_wait(results, None, key=b"k", partition=partition)
+            await raw.send_and_wait(results, b"{", partition=partition, headers=[("ce_id", b"\xff")])
+            await write_unreadable(raw, results, partition)
+        await platform.send_many([completed(f"s-{n}") for n in range(20)])
+        with caplog.at_level(logging.WARNING, "towline"):
+            stream = client.results("g")
+            seen = await take(stream, 40)
+        assert Counter(seen) == Counter([*(f"r-{n}" for n in range(20)), *(f"s-{n}" for n in range(20))])
+        assert stream.undecodable_count == 6
+        reported = Counter(record.message for record in caplog.records)
+        assert reported["record_undecodable"] == 6
+        assert reported["record_unreadable"] == 3
+
+
+async def test_members_of_a_group_share_and_lose_nothing_when_one_leaves(
+    kafka_settings: KafkaSettings,
+) -> None:
+    seen: Counter[str] = Counter()
+
+    async def consume(stream: EventStream[RunOutcome], limit: int | None = None) -> int:
+        handled = 0
+        async for event in stream:
+            seen[event.data.run_id] += 1
+            handled += 1
+            if limit is not None and handled >= limit:
+                break
+        await stream.aclose()
+        return handled
+
+    async with (
+        TowlineClient(kafka_settings) as client,
+        TowlineClient(kafka_settings) as leaving,
+        EventProducer(kafka_settings) as platform,
+    ):
+        staying = asyncio.create_task(consume(client.results("g")))
+        other = asyncio.create_task(consume(leaving.results("g"), limit=30))
+        for n in range(300):
+            await platform.send(completed(f"r-{n}"))
+        await eventually(lambda: len(seen) >= 200, timeout_s=60)
+        other.cancel()
+        await leaving.__aexit__(None, None, None)
+        await eventually(lambda: len(seen) == 300, timeout_s=60)
+        staying.cancel()
+        await asyncio.gather(staying, other, return_exceptions=True)
+    assert seen.total() < 450, "what was handled and committed is not handled again"
+
+
+async def test_a_topic_that_grows_is_followed(
+    kafka_settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_GROWTH_CHECK_S", 0.1)
+    monkeypatch.setattr("towline.contracts.consumers.METADATA_MAX_AGE_MS", 200)
+    async with TowlineClient(kafka_settings) as client, raw_producer(kafka_settings) as raw:
+        stream = client.results(start="latest")
+        async with stream:
+            following = asyncio.create_task(take(stream, 1))
+            await grow(kafka_settings, kafka_settings.topics.results, 5)
+            await eventually(lambda: _has_partition(raw, kafka_settings.topics.results, 4))
+            record = encode(completed("grown"))
+            await raw.send_and_wait(
+                kafka_settings.topics.results, record.value, partition=4, headers=list(record.headers)
+            )
+            assert await following == ["grown"]
+
+
+async def _has_partition(raw: AIOKafkaProducer, topic: str, number: int) -> bool:
+    await raw.client.force_metadata_update()
+    return number in await raw.partitions_for(topic)
+
+
+async def test_lifecycle_events_have_a_stream_of_their_own(kafka_settings: KafkaSettings) -> None:
+    async with TowlineClient(kafka_settings) as client, EventProducer(kafka_settings) as platform:
+        await platform.send_many([completed("r-1"), started("r-1")])
+        event = await asyncio.wait_for(anext(client.events("g")), TIMEOUT_S)
+        assert event.type == "towline.run.started.v1"
+
+
+async def test_a_closed_stream_is_not_opened_again(kafka_settings: KafkaSettings) -> None:
+    async with TowlineClient(kafka_settings) as client:
+        stream = client.results()
+        await stream.aclose()
+        await stream.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+        with pytest.raises(ClientError, match="closed"):
+            await stream.__aenter__()
+
+
+@pytest.mark.slow
+async def test_a_group_survives_a_killed_broker(tmp_path: Path) -> None:
+    with KafkaPart(data=tmp_path / "kafka") as kafka:
+        settings = KafkaSettings(bootstrap=kafka.bootstrap)
+        await ensure_topics(settings, partitions=2)
+        async with TowlineClient(settings) as client, EventProducer(settings) as platform:
+            await platform.send(completed("before"))
+            stream = client.results("g")
+            assert await take(stream, 1) == ["before"]
+            waiting = asyncio.create_task(anext(stream))
+            kafka.kill()
+            await asyncio.to_thread(kafka.start)
+            await platform.send(completed("after"))
+            event = await asyncio.wait_for(waiting, 90)
+            assert event.data.run_id == "after"
+
+
+@pytest.mark.parametrize("where", ["subscriber", "broker"])
+async def test_faststream_subscribers_get_typed_events(kafka_settings: KafkaSettings, where: str) -> None:
+    results = kafka_settings.topics.results
+    ours = {"decoder": decoder, "parser": parser}
+    broker = KafkaBroker(kafka_settings.bootstrap, **(ours if where == "broker" else {}))  # pyright: ignore[reportArgumentType]
+    received: asyncio.Queue[Event[RunOutcome]] = asyncio.Queue()
+
+    @broker.subscriber(
+        results,
+        group_id=f"faststream-{where}",
+        auto_offset_reset="earliest",
+        ack_policy=AckPolicy.ACK,
+        no_reply=True,
+        **(ours if where == "subscriber" else {}),
+    )
+    async def on_outcome(event: Event[RunOutcome]) -> None:
+        await received.put(event)
+
+    async with EventProducer(kafka_settings) as platform, raw_producer(kafka_settings) as raw:
+        await platform.send(completed("r-1", {"n": 1}))
+        await raw.send_and_wait(results, b"{", key=b"r-1")
+        await raw.send_and_wait(results, None, key=b"r-1", headers=[("x", b"\xff"), ("y", None)])
+        await platform.send(completed("r-1", {"n": 2}))
+    async with broker:
+        await broker.start()
+        got = [await asyncio.wait_for(received.get(), TIMEOUT_S) for _ in range(2)]
+    assert [event.data.output for event in got] == [{"n": 1}, {"n": 2}]  # pyright: ignore[reportAttributeAccessIssue]
+    assert got[0] == Event(
+        id="r-1/outcome", source="tests", subject="r-1", data=completed("r-1", {"n": 1}).data
+    )
