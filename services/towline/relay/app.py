@@ -10,7 +10,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from towline.relay.guard import Guard
 from towline.relay.limits import RateLimiter
-from towline.relay.principals import Authenticator
+from towline.relay.openapi import description_routes
+from towline.relay.principals import Authenticator, NoAuth
 from towline.relay.problems import HANDLERS
 from towline.relay.routes import Door
 from towline.relay.settings import RelaySettings
@@ -28,14 +29,16 @@ def build_app(
     ready: Check,
 ) -> Starlette:
     """The relay's ASGI application."""
+    origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     middleware = [
         Middleware(
             Guard,
             authenticators=authenticators,
             limiter=RateLimiter(rate_per_s=settings.rate_per_s, burst=settings.rate_burst),
+            origins=frozenset(origins),
+            loopback_only=any(isinstance(one, NoAuth) for one in authenticators),
         )
     ]
-    origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     if origins:
         # Outside the guard: a browser asks for permission without credentials.
         middleware.insert(
@@ -48,7 +51,7 @@ def build_app(
             ),
         )
     return Starlette(
-        routes=[*health_routes(live=live, ready=ready), *door.routes()],
+        routes=[*health_routes(live=live, ready=ready), *description_routes(), *door.routes()],
         middleware=middleware,
         exception_handlers=dict(HANDLERS),
     )

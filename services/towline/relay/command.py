@@ -10,7 +10,9 @@ import typer
 from pydantic import ValidationError
 
 from towline.contracts.settings import KafkaSettings, RedisSettings
+from towline.relay.auth.keys import new_key
 from towline.relay.errors import RelaySettingsError
+from towline.relay.principals import parse_roles
 from towline.relay.server import serve
 from towline.relay.settings import RelaySettings
 from towline.telemetry import set_up
@@ -38,6 +40,21 @@ def relay(
         except RelaySettingsError as error:
             sys.stderr.write(f"towline relay: {error}\n")
             raise typer.Exit(2) from error
+
+
+@app.command("new-key")
+def new_key_command(
+    name: Annotated[str, typer.Argument(help="Who will use it: the approver, the requester.")],
+    role: Annotated[list[str] | None, typer.Option(help="read, start, approve; may be repeated.")] = None,
+) -> None:
+    """Make an API key: itself goes to standard error, its line for the key file to standard output."""
+    roles = parse_roles(role or ["read"])
+    if len(roles) != len(set(role or ["read"])):
+        sys.stderr.write("towline relay new-key: --role: one of read, start, approve\n")
+        raise typer.Exit(2)
+    key, line = new_key(name, roles)
+    sys.stderr.write(f"{key}\n")
+    sys.stdout.write(f"{line}\n")
 
 
 def _run(main: object) -> None:

@@ -69,8 +69,16 @@ class LifecycleConsumer:
         self._progress_at = time.monotonic()
         self._joined = False
         self._problem: str | None = "has not joined its group yet"
+        self.applied = 0
+        self.lag = 0
+        """Records not read yet, of the partitions held."""
         self.undecodable = 0
         """Records that were no event of the contract."""
+
+    @property
+    def held_count(self) -> int:
+        """Outcomes that wait for their run's last tokens."""
+        return len(self._assignment.held)
 
     async def run(self) -> None:
         """Consume until `stop`. Trouble with Kafka and Redis is logged and outlived."""
@@ -144,6 +152,10 @@ class LifecycleConsumer:
         await self._apply_outcomes(client, assignment)
         await self._advance(assignment)
         self._limit_held(client, assignment)
+        self.lag = sum(
+            max(0, (client.highwater(tp) or 0) - assignment.known.get(_name(tp), 0))
+            for tp in client.assignment()
+        )
 
     async def _position(self, client: Any, assignment: _Assignment) -> None:
         """Go on where Redis says that newly assigned partitions are."""
@@ -261,6 +273,7 @@ class LifecycleConsumer:
         await self._store.advance(steps, known=assignment.known)
         self._checked_at = now
         assignment.known.update((step.partition, step.offset + 1) for step in steps)
+        self.applied += len(steps)
 
     def _limit_held(self, client: Any, assignment: _Assignment) -> None:
         results = {tp for tp in client.assignment() if tp.topic == self._kafka.topics.results}

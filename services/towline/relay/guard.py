@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from towline.relay.auth.choose import is_loopback
 from towline.relay.limits import RateLimiter
 from towline.relay.principals import Authenticator, Principal, Role
 from towline.relay.problems import ProblemError
@@ -33,6 +35,8 @@ class Guard:
         app: What it guards.
         authenticators: Tried in order; the first that knows the caller wins.
         limiter: Counts requests by caller.
+        origins: Other origins whose pages may send commands.
+        loopback_only: Answer requests to this machine's own names only.
         open_paths: Served without credentials.
     """
 
@@ -42,11 +46,15 @@ class Guard:
         *,
         authenticators: Sequence[Authenticator],
         limiter: RateLimiter,
+        origins: frozenset[str] = frozenset(),
+        loopback_only: bool = False,
         open_paths: frozenset[str] = OPEN_PATHS,
     ) -> None:
         self._app = app
         self._authenticators = authenticators
         self._limiter = limiter
+        self._origins = origins
+        self._loopback_only = loopback_only
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,13 +72,32 @@ class Guard:
 
         try:
             if scope["path"] not in self._open_paths and not scope["path"].startswith("/console/"):
-                principal = await self._who(HTTPConnection(scope))
+                connection = HTTPConnection(scope)
+                self._refuse_other_sites(connection)
+                principal = await self._who(connection)
                 self._limit(principal)
                 scope.setdefault("state", {})["principal"] = principal
         except ProblemError as problem:
             await problem.response()(scope, receive, send_secured)
             return
         await self._app(scope, receive, send_secured)
+
+    def _refuse_other_sites(self, connection: HTTPConnection) -> None:
+        """A page of another site must not send commands, nor reach an open relay under a name of its own."""
+        host = connection.headers.get("host", "")
+        if self._loopback_only and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+            raise ProblemError(
+                403, "wrong_host", "a relay without auth answers to 127.0.0.1 and localhost only"
+            )
+        origin = connection.headers.get("origin")
+        if origin is None or connection.scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return
+        if origin not in self._origins and urlsplit(origin).netloc != host:
+            raise ProblemError(
+                403,
+                "cross_origin",
+                f"pages of {origin} may not send commands: see TOWLINE_RELAY_CORS_ORIGINS",
+            )
 
     def _limit(self, principal: Principal) -> None:
         wait_s = self._limiter.take(principal.limit_key, now=time.monotonic())

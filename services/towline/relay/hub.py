@@ -213,6 +213,10 @@ class Client:
             return None
         return Piece(b"".join(pieces), self.cursor, over=self._over)
 
+    def drop(self) -> None:
+        """Count this client as dropped: it takes nothing."""
+        self._hub.dropped += 1
+
     def close(self) -> None:
         """Leave. Idempotent."""
         if self.feed is not None:
@@ -233,6 +237,8 @@ class Hub:
         self._subscribed = asyncio.Event()
         self._clients = 0
         self.closed = False
+        self.dropped = 0
+        """Clients that took nothing for too long."""
 
     @property
     def client_count(self) -> int:

@@ -22,6 +22,8 @@ class Principal:
     subject: str | None
     """Who it is, as it appears as approver and requester; None when the relay runs without auth."""
     roles: frozenset[Role]
+    expires_at: float | None = None
+    """Unix time at which the credentials end, and with them the caller's streams."""
 
     @property
     def limit_key(self) -> str:
@@ -48,6 +50,12 @@ class Authenticator(Protocol):
 def parse_roles(names: Iterable[object]) -> frozenset[Role]:
     """The known roles among `names`; others are another system's and mean nothing here."""
     return frozenset(name for name in names if name in ROLES)
+
+
+def bearer(connection: HTTPConnection) -> str | None:
+    """The credentials of ``Authorization: Bearer …``."""
+    scheme, _, credentials = connection.headers.get("authorization", "").partition(" ")
+    return credentials.strip() if scheme.lower() == "bearer" and credentials.strip() else None
 
 
 class NoAuth:

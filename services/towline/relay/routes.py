@@ -21,6 +21,7 @@ from towline.relay.guard import require
 from towline.relay.hub import Hub, Piece, Source
 from towline.relay.index import RunFilter, RunIndex
 from towline.relay.keys import EVENTS_CHANNEL, EVENTS_KEY
+from towline.relay.principals import Principal
 from towline.relay.problems import ProblemError
 from towline.relay.projection import RUN_STATUSES, dumps
 from towline.relay.settings import RelaySettings
@@ -29,7 +30,7 @@ from towline.relay.streaming import EventStreamResponse, Translate
 
 _KNOWN_POLL_S: Final = 1.0
 _WAIT_MAX_S: Final = 3600.0
-_LIMIT_MAX: Final = 200
+_LIMIT_MAX: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ class Door:
         return await self._run_stream(request, None)
 
     async def _run_stream(self, request: Request, translate: Translate | None) -> Any:
-        require(request, "read")
+        principal = require(request, "read")
         run_id = commands.checked_run_id(request.path_params["run_id"])
         cursor = _resume_at(request)
         waited = request.query_params.get("wait")
@@ -151,7 +152,7 @@ class Door:
             # The reader has all of it: 204 keeps a browser's EventSource from coming back.
             client.close()
             return Response(status_code=204)
-        return self._respond(client, translate, first)
+        return self._respond(client, principal, translate, first)
 
     async def _await_run(self, request: Request, client: Any, run_id: str, wait_s: float) -> Piece | None:
         """Wait until something is known of the run.
@@ -172,7 +173,7 @@ class Door:
 
     async def all_events(self, request: Request) -> Any:
         """GET /events."""
-        require(request, "read")
+        principal = require(request, "read")
         wanted = _EventFilter(
             frozenset(request.query_params.getlist("type")),
             frozenset(request.query_params.getlist("run_type")),
@@ -183,7 +184,7 @@ class Door:
             cursor = await self.index.newest(EVENTS_KEY)
         # Clients with the same filter share a feed.
         source = Source(EVENTS_KEY, EVENTS_CHANNEL, wanted.encode, variant=repr(wanted))
-        return self._respond(self._client(source, cursor), None, None)
+        return self._respond(self._client(source, cursor), principal, None, None)
 
     def _client(self, source: Source, cursor: str) -> Any:
         if self.hub.client_count >= self.settings.clients_max:
@@ -193,13 +194,16 @@ class Door:
             )  # fmt: skip
         return self.hub.client(source, cursor)
 
-    def _respond(self, client: Any, translate: Translate | None, first: Piece | None) -> EventStreamResponse:
+    def _respond(
+        self, client: Any, principal: Principal, translate: Translate | None, first: Piece | None
+    ) -> EventStreamResponse:
         return EventStreamResponse(
             client,
             heartbeat_s=self.settings.heartbeat_s,
             send_timeout_s=self.settings.send_timeout_s,
             translate=translate,
             first=first,
+            ends_at=principal.expires_at,
         )
 
     def routes(self) -> list[Route]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import logging
 import signal
 import time
 from collections.abc import Generator
@@ -16,18 +14,17 @@ import uvicorn
 from towline.contracts.producer import EventProducer
 from towline.contracts.settings import KafkaSettings, RedisSettings
 from towline.relay.app import build_app
+from towline.relay.auth.choose import authenticators_for, split_listen
 from towline.relay.commands import Publisher
 from towline.relay.consumer import LifecycleConsumer
-from towline.relay.errors import RedisAwayError, RelaySettingsError
+from towline.relay.errors import RedisAwayError
 from towline.relay.hub import Hub
 from towline.relay.index import RunIndex
-from towline.relay.principals import Authenticator, NoAuth
+from towline.relay.metrics import observe
 from towline.relay.redis_client import connect
 from towline.relay.routes import Door
 from towline.relay.settings import RelaySettings
 from towline.relay.store import RunStore
-
-_log = logging.getLogger(__name__)
 
 _PRUNE_EVERY_S: Final = 60.0
 _DRAIN_S: Final = 8
@@ -41,49 +38,6 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None]:
         """Called by uvicorn around its work; its own version ends the process by the signal."""
         yield
-
-
-def split_listen(listen: str) -> tuple[str, int]:
-    """Host and port of "host:port".
-
-    Raises:
-        RelaySettingsError: It is not of that form.
-    """
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise RelaySettingsError(
-            f"TOWLINE_RELAY_HTTP_LISTEN: {listen!r} is not host:port, for example 127.0.0.1:8090"
-        )
-    return host.strip("[]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def authenticators_for(settings: RelaySettings) -> list[Authenticator]:
-    """What `settings` ask for.
-
-    Raises:
-        RelaySettingsError: A setting is missing, or it would be open to the network without auth.
-    """
-    host, _ = split_listen(settings.http_listen)
-    if settings.auth.strip() == "none":
-        if not is_loopback(host):
-            raise RelaySettingsError(
-                f"without auth the relay listens on loopback only, not on {host}: set TOWLINE_RELAY_AUTH to "
-                "keys (with TOWLINE_RELAY_API_KEYS_FILE) or oidc (with TOWLINE_RELAY_OIDC_ISSUER and "
-                "TOWLINE_RELAY_OIDC_AUDIENCE), or listen on 127.0.0.1"
-            )
-        _log.warning("no_auth", extra={"listen": settings.http_listen, "open_to": "this machine only"})
-        return [NoAuth()]
-    raise RelaySettingsError(f"TOWLINE_RELAY_AUTH: {settings.auth!r} is not one of none, keys, oidc")
 
 
 async def serve(settings: RelaySettings, kafka: KafkaSettings, redis_settings: RedisSettings) -> None:
@@ -103,6 +57,7 @@ async def serve(settings: RelaySettings, kafka: KafkaSettings, redis_settings: R
     app = build_app(
         door, settings, authenticators=authenticators, live=consumer.not_alive, ready=consumer.not_ready
     )
+    observe(hub, consumer)
     server = _Server(
         uvicorn.Config(
             app,

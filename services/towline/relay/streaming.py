@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -36,7 +37,7 @@ class EventStreamResponse:
         send_timeout_s: A client that takes nothing for so long is dropped.
         translate: From what was read to what is sent; default: as it is.
         first: Sent before anything else.
-        headers: More response headers.
+        ends_at: Unix time after which nothing more is sent: the caller's credentials have ended.
     """
 
     def __init__(
@@ -47,14 +48,14 @@ class EventStreamResponse:
         send_timeout_s: float,
         translate: Translate | None = None,
         first: Piece | None = None,
-        headers: Mapping[str, str] | None = None,
+        ends_at: float | None = None,
     ) -> None:
         self._client = client
         self._heartbeat_s = heartbeat_s
         self._send_timeout_s = send_timeout_s
         self._translate = translate
         self._first = first
-        self._headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in (headers or {}).items()]
+        self._ends_at = ends_at
         self._gone = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,9 +63,7 @@ class EventStreamResponse:
         del scope
         watcher = asyncio.create_task(self._watch(receive), name="sse-watch")
         try:
-            await self._send(
-                send, {"type": "http.response.start", "status": 200, "headers": _HEADERS + self._headers}
-            )
+            await self._send(send, {"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
             await self._send_body(send, sse.OPENING)
             if self._first is not None:
                 await self._send_piece(send, self._first)
@@ -73,6 +72,7 @@ class EventStreamResponse:
             if not self._gone:
                 await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
+            self._client.drop()
             _log.info("slow_client_dropped", extra={"stream": self._client.source.key})
         finally:
             watcher.cancel()
@@ -87,7 +87,7 @@ class EventStreamResponse:
                 await self._send_body(send, sse.HEARTBEAT)
                 await asyncio.sleep(_RETRY_S)
                 continue
-            if self._gone:
+            if self._gone or (self._ends_at is not None and time.time() >= self._ends_at):
                 return
             if piece is None:
                 await self._send_body(send, sse.HEARTBEAT)

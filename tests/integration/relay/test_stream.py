@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
+from typing import Any
 
 import httpx
 from tests.integration.relay.conftest import Publisher, StartRelay
@@ -194,9 +196,11 @@ async def test_three_hundred_readers_get_all_of_it(
     await publisher.started("r1")
     readers = [asyncio.create_task(read_sse(http, url)) for _ in range(300)]
 
-    async def all_there() -> bool:
-        return "relay_stream_clients 300" in (await http.get(f"{relay.url}/metrics")).text or all(
-            not reader.done() for reader in readers
+    async def all_there() -> Any:
+        return re.search(
+            r"^towline_relay_clients(\{.*\})? 300",
+            (await http.get(f"{relay.url}/metrics")).text,
+            re.MULTILINE,
         )
 
     await eventually(all_there)

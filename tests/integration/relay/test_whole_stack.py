@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
-
 from tests.integration.relay.reading import assemble, read_sse
 
 StackFactory = Callable[..., Any]
