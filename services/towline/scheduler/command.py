@@ -65,12 +65,27 @@ def run(
     max_history_events: Annotated[int | None, _option("max_history_events")] = None,
     log_level: Annotated[str, typer.Option(help="Least level of logs")] = "info",
 ) -> None:
-    """Run the server until SIGTERM or Ctrl-C. Every flag is also an environment variable, TOWLINE_SCHEDULER_..."""
+    """Run the server until SIGTERM or Ctrl-C. Flags are also variables, TOWLINE_SCHEDULER_..."""
     if context.invoked_subcommand is not None:
         return
-    given = {
-        name: value for name, value in context.params.items() if value is not None and name != "log_level"
+    options: dict[str, Any] = {
+        "data": data,
+        "listen": listen,
+        "metrics_listen": metrics_listen,
+        "port_file": port_file,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "token": token,
+        "test_clock": test_clock,
+        "retention_s": retention_s,
+        "grace_s": grace_s,
+        "orchestration_lease_s": orchestration_lease_s,
+        "activity_lease_s": activity_lease_s,
+        "entity_lease_s": entity_lease_s,
+        "max_work_item_bytes": max_work_item_bytes,
+        "max_history_events": max_history_events,
     }
+    given = {name: value for name, value in options.items() if value is not None}
     logs.configure(log_level)
     try:
         settings = SchedulerSettings(**given)
@@ -124,7 +139,7 @@ def _call(
     )
     with channel:
         call = channel.unary_unary(f"/towline.scheduler.Admin/{method}")
-        metadata = [("authorization", f"Bearer {token}")] if token else []
+        metadata = (("authorization", f"Bearer {token}"),) if token else ()
         try:
             return call(request.SerializeToString(), metadata=metadata, timeout=timeout_s)
         except grpc.RpcError as error:

@@ -1,4 +1,4 @@
-"""Settings of ``towline scheduler``: command line over environment (``TOWLINE_SCHEDULER_…``) over defaults."""
+"""Settings of ``towline scheduler``: flags over environment (``TOWLINE_SCHEDULER_…``) over defaults."""
 
 from __future__ import annotations
 
@@ -25,44 +25,54 @@ class SchedulerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TOWLINE_SCHEDULER_", frozen=True, extra="ignore")
 
-    data: Path = Field(Path("towline-scheduler"), description="Folder of the database; made if need be")
+    data: Path = Field(
+        default=Path("towline-scheduler"), description="Folder of the database; made if need be"
+    )
     listen: str = Field(
-        "127.0.0.1:8080", description="Address of the gRPC server, HOST:PORT; port 0 takes a free one"
+        default="127.0.0.1:8080", description="Address of the gRPC server, HOST:PORT; port 0 takes a free one"
     )
     metrics_listen: str | None = Field(
-        None, description="Address of the Prometheus metrics, HOST:PORT; off if unset"
+        default=None, description="Address of the Prometheus metrics, HOST:PORT; off if unset"
     )
-    port_file: Path | None = Field(None, description="File to write the address to once the server is ready")
-    tls_cert: Path | None = Field(None, description="PEM file with the certificate chain")
-    tls_key: Path | None = Field(None, description="PEM file with the private key")
-    token: SecretStr | None = Field(None, description="Bearer token that every call must carry")
+    port_file: Path | None = Field(
+        default=None, description="File to write the address to once the server is ready"
+    )
+    tls_cert: Path | None = Field(default=None, description="PEM file with the certificate chain")
+    tls_key: Path | None = Field(default=None, description="PEM file with the private key")
+    token: SecretStr | None = Field(default=None, description="Bearer token that every call must carry")
     test_clock: bool = Field(default=False, description="Let callers skip time (for tests)")
     max_receive_bytes: int = Field(
-        64 * 1024 * 1024, ge=1_048_576, description="Largest message accepted, in bytes"
+        default=64 * 1024 * 1024, ge=1_048_576, description="Largest message accepted, in bytes"
     )
     max_work_item_bytes: int = Field(
-        4_194_304,
+        default=4_194_304,
         ge=262_144,
         description="Receive limit of the workers, in bytes; no larger work item is sent",
     )
     max_history_events: int = Field(
-        10_000, ge=100, description="Most history events in one generation of an instance"
+        default=10_000, ge=100, description="Most history events in one generation of an instance"
     )
     orchestration_lease_s: float = Field(
-        60.0, gt=0, description="Seconds a worker may take for an orchestrator turn"
+        default=60.0, gt=0, description="Seconds a worker may take for an orchestrator turn"
     )
-    activity_lease_s: float = Field(14_400.0, gt=0, description="Seconds a worker may take for an activity")
-    entity_lease_s: float = Field(14_400.0, gt=0, description="Seconds a worker may take for an entity batch")
-    grace_s: float = Field(5.0, ge=0, description="Seconds a worker that is out of sight may still answer in")
+    activity_lease_s: float = Field(
+        default=14_400.0, gt=0, description="Seconds a worker may take for an activity"
+    )
+    entity_lease_s: float = Field(
+        default=14_400.0, gt=0, description="Seconds a worker may take for an entity batch"
+    )
+    grace_s: float = Field(
+        default=5.0, ge=0, description="Seconds a worker that is out of sight may still answer in"
+    )
     max_losses: int = Field(
-        10, ge=1, description="Times a work item may be lost with its worker before it is failed"
+        default=10, ge=1, description="Times a work item may be lost with its worker before it is failed"
     )
     retention_s: float | None = Field(
-        None, gt=0, description="Seconds finished instances are kept; for ever if unset"
+        default=None, gt=0, description="Seconds finished instances are kept; for ever if unset"
     )
-    health_ping_s: float = Field(25.0, gt=0, description="Seconds between signs of life to idle workers")
-    cache_mb: int = Field(128, ge=1, description="Memory for ready history, in MiB")
-    cache_instances: int = Field(20_000, ge=100, description="Instances kept in memory beyond those at work")
+    health_ping_s: float = Field(default=25.0, gt=0, description="Seconds between pings to idle workers")
+    cache_mb: int = Field(default=128, ge=1, description="Memory for ready history, in MiB")
+    cache_instances: int = Field(default=20_000, ge=100, description="Instances kept in memory")
 
     def limits(self) -> Limits:
         """Limits of the engine."""
@@ -90,7 +100,8 @@ class SchedulerSettings(BaseSettings):
         """Refuse what would expose the data.
 
         Raises:
-            ConfigurationError: It listens beyond this machine without TLS and a token, or an address is malformed.
+            ConfigurationError: It listens beyond this machine without TLS and a token, or an address is
+            wrong.
         """
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigurationError("--tls-cert and --tls-key must be given together")

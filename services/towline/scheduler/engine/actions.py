@@ -44,10 +44,10 @@ class Step:
         return pb.HistoryEvent(eventId=action_id, timestamp=wire.timestamp(self.now))
 
     def trace(self) -> pb.TraceContext | None:
-        """Trace context of the orchestration's own span, the parent of the entity operations that it asks for.
+        """Trace context of the orchestration's own span, the parent of its entity operations.
 
-        The SDK leaves entity messages without one. The trace id is the starter's, the span id the one that the
-        worker made for this orchestration.
+        The SDK leaves entity messages without one. The trace id is the starter's, the span id the one that
+        the worker made for this orchestration.
         """
         if not self._trace_known:
             self._trace_known = True

@@ -11,7 +11,7 @@ Row: TypeAlias = tuple[str, tuple[object, ...]]
 """Name of a statement and its values."""
 
 SEQ_BITS = 20
-"""History chunks and inbox messages have the key ``row << 20 | number``: one clustered table, read and deleted by range."""
+"""Chunks and messages have the key ``row << 20 | number``: clustered, read and deleted by range."""
 MAX_SEQ = (1 << SEQ_BITS) - 1
 
 

@@ -81,8 +81,8 @@ def signal(changes: Changes, world: World, hub: int, request: pb.SignalEntityReq
 def advance(changes: Changes, world: World, entity: Entity, now: int) -> None:
     """Grant the lock request at the head of the queue, if any, and announce a runnable entity.
 
-    A lock request visits its entities one after the other in the order of its lock set. As all sets are sorted
-    alike, two requests can never wait for each other.
+    A lock request visits its entities one after the other in the order of its lock set. As all sets are
+    sorted alike, two requests can never wait for each other.
     """
     while (
         entity.batch is None

@@ -15,9 +15,9 @@ def continue_as_new(
 ) -> None:
     """Start the instance over with new input and an empty history.
 
-    It keeps its id, name, creation time, tags, parent and trace. Results of what the old execution asked for are
-    dropped: action ids start again at 1, so they would land on the new generation's tasks. Events that arrived
-    meanwhile are kept, after those that the worker hands over.
+    It keeps its id, name, creation time, tags, parent and trace. Results of what the old execution asked
+    for are dropped: action ids start again at 1, so they would land on the new generation's tasks. Events
+    that arrived meanwhile are kept, after those that the worker hands over.
     """
     survivors = [message for message in instance.inbox if message.kind == MessageKind.EXTERNAL]
     lifecycle.stop_work(changes, world, instance, now)

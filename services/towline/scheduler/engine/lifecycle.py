@@ -33,7 +33,7 @@ def create(
     now: int,
     parent: Parent | None = None,
 ) -> Instance:
-    """Create an instance whose id is free. ``start`` carries name, version, input, tags, trace and scheduled start."""
+    """Create an instance whose id is free; ``start`` says everything about it but the ids."""
     execution_id = world.new_id()
     start.orchestrationInstance.instanceId = instance_id
     start.orchestrationInstance.executionId.value = execution_id
@@ -137,8 +137,8 @@ def start_child(
 ) -> None:
     """Start a sub-orchestration.
 
-    An ended instance of that id is replaced: retries and repeated generations use the same id. A live one is left
-    alone and the parent gets a failure.
+    An ended instance of that id is replaced: retries and repeated generations use the same id. A live one
+    is left alone and the parent gets a failure.
     """
     existing = world.instance(parent.hub, child_id)
     if existing is not None:

@@ -195,12 +195,12 @@ class Activity:
     task_id: int
     name: str
     version: str | None
-    """Version of the orchestration: the SDK sends none with the action, and version filters list activities too."""
+    """The orchestration's, if the action has none: version filters list activities too."""
     request: bytes | None
     """Serialized ``ActivityRequest``; None if it has to be read."""
     instance_row: int
     attempt: int = 0
-    """Times it was handed out; part of the token, so that an earlier hand-out is told from the current one."""
+    """Times it was handed out; part of the token, which tells one hand-out from the next."""
 
     # Kept in memory only.
     losses: int = 0

@@ -11,7 +11,7 @@ class Limits:
     """Bounds past which the engine fails things instead of letting them grow."""
 
     work_item_bytes: int = 4_194_304 - 65_536
-    """Largest work item: the receive limit of the workers less a margin. A larger one would break their stream."""
+    """Largest work item: the workers' receive limit less a margin. A larger one breaks their stream."""
     payload_bytes: int = 3_145_728
     """Largest single input, result or event."""
     history_events: int = 10_000

@@ -1,7 +1,7 @@
 """Rewind: run a failed instance again from its last good point.
 
-The worker computes the new history (without failures); the scheduler replaces the old one by it and does again
-whatever in it has no result.
+The worker computes the new history (without failures); the scheduler replaces the old one by it and does
+again whatever in it has no result.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ def complete(
 ) -> None:
     """Commit a turn: its events, what it asked for, and its end if it ended.
 
-    The instance must have the turn that is answered. A response that makes no sense fails the instance, so that it
-    is never left running with nothing to wake it.
+    The instance must have the turn that is answered. A response that makes no sense fails the instance, so
+    that it is never left running with nothing to wake it.
     """
     turn = instance.turn
     assert turn is not None
@@ -114,7 +114,8 @@ def complete(
     if end is None:
         if instance.history_events > world.limits.history_events:
             message = (
-                f"the history has {instance.history_events} events, the limit is {world.limits.history_events}: "
+                f"the history has {instance.history_events} events, "
+                f"the limit is {world.limits.history_events}: "
                 "use continue-as-new in loops"
             )
             lifecycle.fail(changes, world, instance, events.failure("HistoryTooLong", message), now)
@@ -146,8 +147,9 @@ def _continues(end: pb.OrchestratorAction | None) -> bool:
 def _set_custom_status(
     instance: Instance, response: pb.OrchestratorResponse, end: pb.OrchestratorAction | None
 ) -> None:
-    # The worker replays everything, so an absent status means none. Not so in a new generation before it has set
-    # one of its own, nor when the worker only reports that it could not run the turn (action id -1).
+    # The worker replays everything, so an absent status means none. Not so in a new generation before it
+    # has set one of its own, nor when the worker only reports that it could not run the turn (action id
+    # -1).
     if response.HasField("customStatus"):
         instance.custom_status = response.customStatus.value
         instance.custom_inherited = False

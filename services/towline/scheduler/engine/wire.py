@@ -1,7 +1,7 @@
 """Encoding of history events and work items.
 
-A work item repeats an instance's whole history, so it is never parsed and built again: events are kept as the bytes
-of their protobuf messages, and a repeated field is the concatenation of its encoded elements.
+A work item repeats an instance's whole history, so it is never parsed and built again: events are kept as
+the bytes of their protobuf messages, and a repeated field is the concatenation of its encoded elements.
 """
 
 from collections.abc import Iterable
@@ -112,7 +112,7 @@ def activity_item(request: bytes, token: bytes) -> bytes:
 
 
 def entity_item(*, entity_id: bytes, state: bytes | None, operations: list[bytes], token: bytes) -> bytes:
-    """Encode a ``WorkItem`` with an ``EntityBatchRequest``, the one form that carries a trace context per operation."""
+    """Encode a ``WorkItem`` with an ``EntityBatchRequest``: the form with a trace context per operation."""
     parts = [field(_BATCH_INSTANCE_ID, entity_id)]
     if state is not None:
         parts.append(field(_BATCH_STATE, field(_STRING_VALUE, state)))

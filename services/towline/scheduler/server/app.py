@@ -96,7 +96,7 @@ class Server:
         try:
             if self._settings.tls_cert is not None and self._settings.tls_key is not None:
                 pair = (self._settings.tls_key.read_bytes(), self._settings.tls_cert.read_bytes())
-                bound = self._grpc.add_secure_port(target, grpc.ssl_server_credentials((pair,)))
+                bound = self._grpc.add_secure_port(target, grpc.ssl_server_credentials([pair]))
             else:
                 bound = self._grpc.add_insecure_port(target)
         except (RuntimeError, OSError) as error:

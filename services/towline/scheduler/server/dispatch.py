@@ -23,7 +23,7 @@ class Kind(IntEnum):
 
 
 Subject: TypeAlias = "tuple[int, str] | Activity"
-"""What a work item is about: hub and id of an instance or entity (which need not be in memory), or an activity."""
+"""An activity, or hub and id of an instance or entity (which need not be in memory)."""
 
 DEFAULT_CAPACITY: Final = 200
 """Work items that a worker gets which names no limit for a kind."""

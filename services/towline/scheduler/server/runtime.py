@@ -1,7 +1,8 @@
 """Puts engine, store and workers together: every change goes through here.
 
-All of it runs on one event loop. An operation changes the state in memory and the open batch in one go, without
-awaiting; what follows from it (work handed out, waiters woken, the answer to the caller) waits for the commit.
+All of it runs on one event loop. An operation changes the state in memory and the open batch in one go,
+without awaiting; what follows from it (work handed out, waiters woken, the answer to the caller) waits for
+the commit.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TypeVar
 
 from durabletask.internal import orchestrator_service_pb2 as pb
 
-from towline.scheduler.engine import entities, events, lifecycle, tasks, turns, wire
+from towline.scheduler.engine import entities, events, tasks, turns, wire
 from towline.scheduler.engine.changes import Changes
 from towline.scheduler.engine.errors import SchedulerError
 from towline.scheduler.engine.model import Activity, Batch, Entity, Instance, Timer
@@ -89,6 +90,16 @@ class Runtime:
         self.doomed_hubs: set[int] = set()
         self._tokens = Tokens(self._secret())
         self._turn_work: dict[str, tuple[Stream, Work]] = {}
+        self._encoders: dict[Kind, Callable[[Work], bytes | None]] = {
+            Kind.ORCHESTRATION: self._encode_turn,
+            Kind.ACTIVITY: self._encode_activity,
+            Kind.ENTITY: self._encode_batch,
+        }
+        self._losers: dict[Kind, Callable[[Work, Changes, int, bool], bool]] = {
+            Kind.ORCHESTRATION: self._lose_turn,
+            Kind.ACTIVITY: self._lose_activity,
+            Kind.ENTITY: self._lose_batch,
+        }
         self._backoff: dict[tuple[Kind, object], float] = {}
         self._signals: dict[tuple[int, str], Changes] = {}
         """Signals that are accepted and not yet committed, with their batch."""
@@ -137,7 +148,7 @@ class Runtime:
             self.dispatcher.hold_back(work, delay_s, lambda: self._offer_again(work))
 
     def _offer_again(self, work: Work) -> None:
-        """Offer work whose subject may have moved on meanwhile; what is not runnable is skipped when it is sent."""
+        """Offer work that may have been done meanwhile: then it is skipped when it should be sent."""
         subject = work.subject
         if isinstance(subject, Activity):
             if not subject.done:
@@ -208,8 +219,8 @@ class Runtime:
     def change(self, operation: Callable[[Changes, MemoryWorld, int], _T]) -> _T:
         """Run an engine operation on the open batch.
 
-        A refusal (``SchedulerError``) comes before any change. Any other exception leaves memory in an unknown
-        state: everything uncommitted is undone.
+        A refusal (``SchedulerError``) comes before any change. Any other exception leaves memory in an
+        unknown state: everything uncommitted is undone.
         """
         try:
             result = operation(self.journal.changes, self.world, self.clock.now())
@@ -253,7 +264,7 @@ class Runtime:
 
     def encode(self, stream: Stream, work: Work) -> bytes | None:
         """Turn assigned work into a work item under a new token; None if it is not wanted any more."""
-        data = _ENCODERS[work.kind](self, work)
+        data = self._encoders[work.kind](work)
         if data is None:
             self.dispatcher.skipped(stream, work)
             return None
@@ -263,8 +274,7 @@ class Runtime:
         return data
 
     def _encode_turn(self, work: Work) -> bytes | None:
-        hub, instance_id = work.subject  # pyright: ignore[reportGeneralTypeIssues]  # turns have (hub, id)
-        instance = self.world.instance(hub, instance_id)
+        instance = self._instance_of(work)
         if instance is None or not instance.runnable:
             return None
         token = self._tokens.turn()
@@ -286,15 +296,15 @@ class Runtime:
         activity.attempt += 1
         work.token = self._tokens.activity(activity.row, activity.attempt)
         work.lease_s = self.leases.activity_s
-        # Written with the next commit, not waited for: if it gets lost, the activity is handed out again without
-        # the grace for a worker that is out of sight.
+        # Written with the next commit, not waited for: if it gets lost, the activity is handed out again
+        # without the grace for a worker that is out of sight.
         self.journal.changes.rows.append(("lease_activity", (1, activity.attempt, activity.row)))
         self.journal.kick_later(_LEASE_MARK_S)
         return wire.activity_item(request, work.token.encode())
 
     def _encode_batch(self, work: Work) -> bytes | None:
-        hub, entity_id = work.subject  # pyright: ignore[reportGeneralTypeIssues]  # entities have (hub, id)
-        entity = self.world.entity(hub, entity_id)
+        assert not isinstance(work.subject, Activity)
+        entity = self.world.entity(*work.subject)
         if not entity.runnable:
             return None
         entity.attempt += 1
@@ -454,7 +464,7 @@ class Runtime:
         )
 
         def lose(changes: Changes, now: int) -> None:
-            if _LOSERS[work.kind](self, work, changes, now, counts):
+            if self._losers[work.kind](work, changes, now, counts):
                 self._offer_after(again, delay_s)
 
         self.change_quietly(lose)
@@ -498,8 +508,10 @@ class Runtime:
         return entity.runnable
 
     def expire(self) -> None:
-        """Take back what workers have kept too long. A turn gets twice the time when it goes out again, so that an
-        overloaded worker is not asked the same thing over and over.
+        """Take back what workers have kept too long.
+
+        A turn gets twice the time when it goes out again, so that an overloaded worker is not asked the same
+        thing over and over.
         """
         for stream, work in self.dispatcher.expired(self._loop.time()):
             self._turn_work.pop(work.token, None)
@@ -519,20 +531,3 @@ class Runtime:
         self.waiters.wake_all()
         self.journal.changes.rows.append(("doom_hub", (hub,)))
         self.journal.kick()
-
-    def terminate_unhandled(self, changes: Changes, instance: Instance, reason: str | None, now: int) -> None:
-        """Terminate one instance without its descendants."""
-        lifecycle.terminate(changes, self.world, instance.hub, instance.id, reason, recursive=False, now=now)
-
-
-_ENCODERS: dict[Kind, Callable[[Runtime, Work], bytes | None]] = {
-    Kind.ORCHESTRATION: Runtime._encode_turn,  # noqa: SLF001  # the table is part of the class
-    Kind.ACTIVITY: Runtime._encode_activity,  # noqa: SLF001
-    Kind.ENTITY: Runtime._encode_batch,  # noqa: SLF001
-}
-
-_LOSERS: dict[Kind, Callable[[Runtime, Work, Changes, int, bool], bool]] = {
-    Kind.ORCHESTRATION: Runtime._lose_turn,  # noqa: SLF001
-    Kind.ACTIVITY: Runtime._lose_activity,  # noqa: SLF001
-    Kind.ENTITY: Runtime._lose_batch,  # noqa: SLF001
-}

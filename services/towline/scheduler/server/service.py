@@ -40,9 +40,11 @@ class Service:
     # -- clients: instances
 
     async def hello(self, _request: Empty, _hub: int) -> Reply:
+        """Answer, however busy the server is."""
         return EMPTY
 
     async def start_instance(self, request: pb.CreateInstanceRequest, hub: int) -> Reply:
+        """Start an instance; durable when answered."""
         self._check_payload("input", request.input.value)
         if not request.name:
             raise InvalidRequestError("an orchestration needs a name")
@@ -79,12 +81,15 @@ class Service:
         return pb.GetInstanceResponse(exists=True, orchestrationState=state).SerializeToString()
 
     async def get_instance(self, request: pb.GetInstanceRequest, hub: int) -> Reply:
+        """State of an instance."""
         return self._reply(await self._settled(hub, request.instanceId), request)
 
     async def wait_for_start(self, request: pb.GetInstanceRequest, hub: int) -> Reply:
+        """Wait until an instance is no longer pending."""
         return await self._wait(request, hub, lambda instance: instance.status != PENDING)
 
     async def wait_for_completion(self, request: pb.GetInstanceRequest, hub: int) -> Reply:
+        """Wait until an instance has ended."""
         return await self._wait(request, hub, lambda instance: instance.terminal)
 
     async def _wait(
@@ -98,6 +103,7 @@ class Service:
             await self._runtime.waiters.wait(instance.row)
 
     async def raise_event(self, request: pb.RaiseEventRequest, hub: int) -> Reply:
+        """Deliver an external event; durable when answered."""
         self._check_payload("event data", request.input.value)
         data = request.input.value if request.HasField("input") else None
         self._runtime.change(
@@ -109,6 +115,7 @@ class Service:
         return EMPTY
 
     async def terminate(self, request: pb.TerminateRequest, hub: int) -> Reply:
+        """End an instance, without any worker."""
         output = request.output.value if request.HasField("output") else None
         self._runtime.change(
             lambda changes, world, now: lifecycle.terminate(
@@ -119,6 +126,7 @@ class Service:
         return EMPTY
 
     async def suspend(self, request: pb.SuspendRequest, hub: int) -> Reply:
+        """Hand out no further turns of an instance."""
         reason = request.reason.value if request.HasField("reason") else None
         self._runtime.change(
             lambda changes, world, now: lifecycle.suspend(
@@ -129,6 +137,7 @@ class Service:
         return EMPTY
 
     async def resume(self, request: pb.ResumeRequest, hub: int) -> Reply:
+        """Go on with a suspended instance."""
         reason = request.reason.value if request.HasField("reason") else None
         self._runtime.change(
             lambda changes, world, now: lifecycle.resume(changes, world, hub, request.instanceId, reason, now)
@@ -137,6 +146,7 @@ class Service:
         return EMPTY
 
     async def rewind(self, request: pb.RewindInstanceRequest, hub: int) -> Reply:
+        """Run a failed instance again from its last good point."""
         reason = request.reason.value if request.HasField("reason") else None
         self._runtime.change(
             lambda changes, world, now: rewind.request(changes, world, hub, request.instanceId, reason, now)
@@ -145,6 +155,7 @@ class Service:
         return EMPTY
 
     async def restart(self, request: pb.RestartInstanceRequest, hub: int) -> Reply:
+        """Run a finished instance again."""
         instance = self._runtime.change(
             lambda changes, world, now: lifecycle.restart(
                 changes, world, hub, request.instanceId, new_id=request.restartWithNewInstanceId, now=now
@@ -154,12 +165,14 @@ class Service:
         return pb.RestartInstanceResponse(instanceId=instance.id).SerializeToString()
 
     async def query_instances(self, request: pb.QueryInstancesRequest, hub: int) -> Reply:
+        """One page of instances."""
         response = await self._readers.run(
             lambda connection: queries.query_instances(connection, hub, request.query)
         )
         return response.SerializeToString()
 
     async def list_ids(self, request: pb.ListInstanceIdsRequest, hub: int) -> Reply:
+        """One page of ids of finished instances."""
         response = await self._readers.run(lambda connection: queries.list_ids(connection, hub, request))
         return response.SerializeToString()
 
@@ -172,6 +185,7 @@ class Service:
         return await self._readers.run(lambda connection: list(queries.history_chunks(connection, row, upto)))
 
     async def purge(self, request: pb.PurgeInstancesRequest, hub: int) -> Reply:
+        """Delete finished instances, or an idle entity."""
         which = request.WhichOneof("request")
         complete = True
         if which == "purgeInstanceFilter":
@@ -234,6 +248,7 @@ class Service:
     async def skip_terminations(
         self, request: pb.SkipGracefulOrchestrationTerminationsRequest, hub: int
     ) -> Reply:
+        """Terminate instances at once; answers those that were not running."""
         reason = request.reason.value if request.HasField("reason") else None
         left: list[str] = []
         for instance_id in request.instanceBatch.instanceIds:
@@ -252,12 +267,14 @@ class Service:
     # -- clients: entities
 
     async def signal_entity(self, request: pb.SignalEntityRequest, hub: int) -> Reply:
+        """Queue a signal; durable when answered, and once per request id."""
         self._check_payload("signal input", request.input.value)
         self._runtime.signal(hub, request)
         await self._durable()
         return EMPTY
 
     async def get_entity(self, request: pb.GetEntityRequest, hub: int) -> Reply:
+        """Metadata and state of an entity."""
         entity = self._runtime.world.entity(hub, entities.normal_id(request.instanceId))
         if entity.pins:
             await self._durable()
@@ -267,12 +284,14 @@ class Service:
         return pb.GetEntityResponse(exists=True, entity=metadata).SerializeToString()
 
     async def query_entities(self, request: pb.QueryEntitiesRequest, hub: int) -> Reply:
+        """One page of entities."""
         response = await self._readers.run(
             lambda connection: queries.query_entities(connection, hub, request.query)
         )
         return response.SerializeToString()
 
     async def clean_entities(self, request: pb.CleanEntityStorageRequest, hub: int) -> Reply:
+        """Release orphaned locks; empty entities are removed as they become empty."""
         # Empty entities are removed as they become empty: there are none to remove.
         released = 0
         if request.releaseOrphanedLocks:
@@ -290,6 +309,7 @@ class Service:
     # -- task hubs
 
     async def create_hub(self, request: pb.CreateTaskHubRequest, _hub: int, name: str) -> Reply:
+        """Make a task hub, or empty it."""
         if request.recreateIfExists:
             self._runtime.doom_hub(name)
         self._runtime.hub(name)
@@ -297,6 +317,7 @@ class Service:
         return EMPTY
 
     async def delete_hub(self, _request: pb.DeleteTaskHubRequest, _hub: int, name: str) -> Reply:
+        """Delete a task hub with all that it has."""
         self._runtime.doom_hub(name)
         await self._durable()
         return EMPTY
@@ -304,21 +325,25 @@ class Service:
     # -- workers
 
     async def complete_turn(self, request: pb.OrchestratorResponse, _hub: int) -> Reply:
+        """Take a worker's answer for a turn; a stale token changes nothing."""
         if self._runtime.complete_turn(request):
             await self._durable()
         return EMPTY
 
     async def complete_activity(self, request: pb.ActivityResponse, _hub: int) -> Reply:
+        """Take a worker's answer for an activity; a stale token changes nothing."""
         if self._runtime.complete_activity(request):
             await self._durable()
         return EMPTY
 
     async def complete_batch(self, request: pb.EntityBatchResult, _hub: int) -> Reply:
+        """Take a worker's answer for an entity batch; a stale token changes nothing."""
         if self._runtime.complete_batch(request):
             await self._durable()
         return EMPTY
 
     async def abandon(self, request: Any, _hub: int) -> Reply:
+        """Take back a work item."""
         self._runtime.abandon(request.completionToken)
         return EMPTY
 

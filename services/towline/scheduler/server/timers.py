@@ -20,8 +20,8 @@ _FIRE_AT_ONCE = 200
 class Timers:
     """Fires timers at or after their time, never before.
 
-    The heap has every timer up to the horizon. Looking further happens only while no commit is under way, so that a
-    timer is either in the file then or announced afterwards, never both.
+    The heap has every timer up to the horizon. Looking further happens only while no commit is under way,
+    so that a timer is either in the file then or announced afterwards, never both.
     """
 
     def __init__(

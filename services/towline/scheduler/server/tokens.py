@@ -1,8 +1,8 @@
 """Completion tokens: what a worker has to show to have its answer counted.
 
-``o:<nonce>`` for turns, known only to the process that handed it out. ``a:<row>:<attempt>:<mac>`` for activities and
-``e:<row>:<turn>:<attempt>:<mac>:<operations>`` for entity batches say enough to be judged after a restart: an answer
-counts as long as its work has no result and was not handed out again.
+``o:<nonce>`` for turns, known only to the process that handed it out. ``a:<row>:<attempt>:<mac>`` for
+activities and ``e:<row>:<turn>:<attempt>:<mac>:<operations>`` for entity batches say enough to be judged
+after a restart: an answer counts as long as its work has no result and was not handed out again.
 """
 
 from __future__ import annotations

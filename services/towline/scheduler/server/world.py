@@ -28,8 +28,8 @@ class CacheLimits:
 class MemoryWorld:
     """The engine's ``World``: memory first, then the file.
 
-    Anything with uncommitted changes is pinned in memory, so that what is read from the file is never older than
-    what the engine has decided.
+    Anything with uncommitted changes is pinned in memory, so that what is read from the file is never older
+    than what the engine has decided.
     """
 
     def __init__(self, loader: Loader, limits: Limits, cache: CacheLimits) -> None:

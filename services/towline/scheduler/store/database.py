@@ -21,13 +21,13 @@ APPLICATION_ID: Final = 0x544F574C
 _CACHE_KIB_WRITER: Final = 32_768
 _CACHE_KIB_READER: Final = 8_192
 _CHECKPOINT_PAGES: Final = 4_000
-"""WAL pages after which a commit moves them into the file: 16 MB, a few milliseconds on the writer's thread."""
+"""WAL pages after which a commit moves them into the file: 16 MB, a few milliseconds."""
 _BUSY_MS: Final = 5_000
 
 
 def migrations() -> list[str]:
     """Schema changes in order; the first makes version 1."""
-    folder = resources.files(__package__).joinpath("migrations")
+    folder = resources.files("towline.scheduler.store").joinpath("migrations")
     names = sorted(entry.name for entry in folder.iterdir() if re.fullmatch(r"\d{4}_\w+\.sql", entry.name))
     return [folder.joinpath(name).read_text(encoding="utf-8") for name in names]
 
@@ -52,7 +52,8 @@ class FolderLock:
             owner = os.read(fd, 32).decode(errors="replace").strip()
             os.close(fd)
             raise InUseError(
-                f"data folder {self._path.parent} is in use by another scheduler (process {owner or 'unknown'})"
+                f"data folder {self._path.parent} is in use by another scheduler "
+                f"(process {owner or 'unknown'})"
             ) from error
         os.ftruncate(fd, 0)
         os.write(fd, str(os.getpid()).encode())
@@ -131,7 +132,8 @@ def migrate(connection: sqlite3.Connection, path: Path) -> int:
         tables: int = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if version > len(known):
             raise NewerFileError(
-                f"{path} was written by a newer version (schema {version}, this one knows {len(known)}): update towline"
+                f"{path} was written by a newer version "
+                f"(schema {version}, this one knows {len(known)}): update towline"
             )
         if tables and application != APPLICATION_ID:
             raise DamagedError(f"{path} is not a scheduler database")

@@ -1,7 +1,8 @@
 """Named places where a test can make the process die or fail.
 
-Armed by ``arm`` in a test, or by ``TOWLINE_SCHEDULER_FAILPOINTS`` (``name=kill``, ``name=error``, with ``@n`` for the
-n-th time: ``commit.before=kill@3``) in a child process. Unarmed, a failpoint is one dictionary lookup.
+Armed by ``arm`` in a test, or by ``TOWLINE_SCHEDULER_FAILPOINTS`` (``name=kill``, ``name=error``, with
+``@n`` for the n-th time: ``commit.before=kill@3``) in a child process. Unarmed, a failpoint is one
+dictionary lookup.
 """
 
 import os

@@ -1,8 +1,8 @@
 """Group commit: everything that is ready when the last commit has ended goes into the next one.
 
-Statements run where the state lives (on the event loop: each takes microseconds and touches no disk, the cache never
-spills), the commit with its fsync on a thread of its own. A statement run on another thread would give up and win back
-the interpreter lock for every row, which costs more than the row.
+Statements run where the state lives (on the event loop: each takes microseconds and touches no disk, the
+cache never spills), the commit with its fsync on a thread of its own. A statement run on another thread
+would give up and win back the interpreter lock for every row, which costs more than the row.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ import json
 import sqlite3
 from typing import Any
 
+from durabletask.internal import orchestrator_service_pb2 as pb
+
 from towline.scheduler.engine.changes import MAX_SEQ, key
 from towline.scheduler.engine.model import (
     TERMINAL,
@@ -107,13 +109,11 @@ class Loader:
         return [chunk for (chunk,) in rows]
 
     def input(self, instance: Instance) -> str | None:
-        """Input of the current generation: it is in ``executionStarted``, in history or still in the inbox."""
+        """Input of the current generation, from ``executionStarted`` in the history or the inbox."""
         if instance.history_seq:
             row = self._execute(SQL["first_history"], (key(instance.row, 0),)).fetchone()
             events = parse_history(row[0]) if row else []
         else:
-            from durabletask.internal import orchestrator_service_pb2 as pb
-
             rows = self._execute(SQL["inbox"], (key(instance.row, 0), key(instance.row, 0)))
             events = [pb.HistoryEvent.FromString(event) for _, _, event in rows]
         for event in events:

@@ -21,5 +21,5 @@ def _parse(source: str) -> dict[str, str]:
 
 
 SQL: Final[dict[str, str]] = _parse(
-    resources.files(__package__).joinpath("queries.sql").read_text(encoding="utf-8")
+    resources.files("towline.scheduler.store").joinpath("queries.sql").read_text(encoding="utf-8")
 )
