@@ -23,6 +23,9 @@ from towline.worker.streams import StreamObserver, StreamSettings, TokenWriter
 app = typer.Typer(help="Host an app: agents, orchestrations, activities, workflows.")
 _log = logging.getLogger(__name__)
 
+_DELIVERY_TIMEOUT_S = 5.0
+"""One try to publish. The turn tries again for as long as it takes; the log and /readyz tell of each."""
+
 
 @app.callback(invoke_without_command=True)
 def worker(
@@ -63,7 +66,9 @@ async def _host(loaded: loader.LoadedApp, settings: WorkerSettings) -> bool:
             writer.start()
             parts.callback(writer.stop)
             observers.append(StreamObserver(writer))
-        producer = EventProducer(KafkaSettings(), client_id="towline-worker")
+        producer = EventProducer(
+            KafkaSettings(), client_id="towline-worker", delivery_timeout_s=_DELIVERY_TIMEOUT_S
+        )
         host = Host(loaded, producer, settings=settings, scheduler=SchedulerSettings(), observers=observers)
         parts.enter_context(HealthServer(settings.http_listen, live=host.live, ready=host.ready))
         starting = asyncio.create_task(_start(host, producer), name="worker-start")

@@ -89,7 +89,7 @@ class Host:
         )
         self._worker.use_work_item_filters()
         await self._publish_catalog(source)
-        self._take_work(self._worker, self._outlet)
+        self._take_work(self._worker, self._worker.outlet)
         _log.info(
             "worker_started",
             extra={
