@@ -1,0 +1,126 @@
+"""The bridge while the scheduler or Kafka is killed, and while nobody is there yet."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+import pytest
+from durabletask.azuremanaged.client import AsyncDurableTaskSchedulerClient
+from tests.integration.bridge.conftest import REVIEW
+from tests.integration.bridge.wire import Wire
+
+from towline.bridge.app import Bridge
+from towline.bridge.settings import BridgeSettings
+from towline.contracts.events import AppRegistered, Event
+from towline.contracts.kafka import ensure_topics
+from towline.contracts.producer import EventProducer
+from towline.contracts.settings import KafkaSettings, SchedulerSettings
+from towline.dev import KafkaPart, SchedulerPart
+
+pytestmark = pytest.mark.slow
+
+
+class Running:
+    """A bridge as a task."""
+
+    def __init__(self, kafka: KafkaSettings, scheduler: SchedulerSettings, **settings: float) -> None:
+        self.bridge = Bridge(BridgeSettings(create_topics=False, **settings), kafka, scheduler)
+
+    async def __aenter__(self) -> Bridge:
+        self.task = asyncio.create_task(self.bridge.run())
+        return self.bridge
+
+    async def __aexit__(self, *_exception: object) -> None:
+        self.bridge.stop()
+        await asyncio.wait_for(self.task, 20)
+
+
+async def until(check, *, within_s=40.0):
+    deadline = asyncio.get_running_loop().time() + within_s
+    while not check():
+        assert asyncio.get_running_loop().time() < deadline, "not in time"
+        await asyncio.sleep(0.1)
+
+
+async def register(kafka: KafkaSettings) -> None:
+    async with EventProducer(kafka) as producer:
+        app = AppRegistered(app="editors", version="1", run_types=[REVIEW])
+        await producer.send(Event(id="registered", source="test", data=app))
+
+
+async def count_runs(settings: SchedulerSettings) -> int:
+    client = AsyncDurableTaskSchedulerClient(
+        host_address=settings.address, taskhub=settings.taskhub, token_credential=None, secure_channel=False
+    )
+    try:
+        return len(await client.get_all_orchestration_states())
+    finally:
+        await client.close()
+
+
+async def test_while_the_scheduler_is_away_nothing_is_lost_or_dead_lettered(kafka_settings, tmp_path):
+    with SchedulerPart(data=tmp_path / "scheduler") as part:
+        scheduler = SchedulerSettings(address=part.address, taskhub="t")
+        await register(kafka_settings)
+        async with Running(kafka_settings, scheduler) as bridge, Wire(kafka_settings) as wire:
+            await until(lambda: bridge.not_ready() is None)
+            await wire.request("before")
+            await asyncio.to_thread(part.kill)
+            await asyncio.gather(*(wire.request(f"during-{n}") for n in range(50)))
+            await wire.event("runs", "run.control", {"run_id": "before", "action": "suspend"})
+            await until(lambda: bridge.not_ready() is not None)
+            assert bridge.not_alive() is None
+            await asyncio.to_thread(part.start)
+            suspended = await wire.until(lambda seen: seen.type == "run.progressed", within_s=40)
+            assert suspended.data["run_id"] == "before"
+            await until(lambda: bridge.not_ready() is None)
+            deadline = asyncio.get_running_loop().time() + 30
+            while await count_runs(scheduler) < 51:
+                assert asyncio.get_running_loop().time() < deadline
+                await asyncio.sleep(0.2)
+            assert [seen for seen in wire.seen if seen.topic.endswith("dead-letters")] == []
+            assert len(wire.seen) == 1
+
+
+async def test_a_bridge_that_starts_before_its_neighbours_waits_and_then_works(tmp_path):
+    kafka_part, part = KafkaPart(data=tmp_path / "kafka"), SchedulerPart(data=tmp_path / "scheduler")
+    kafka = KafkaSettings(bootstrap=kafka_part.bootstrap, topic_prefix=f"t{uuid4().hex[:8]}.")
+    scheduler = SchedulerSettings(address=part.address, taskhub="t")
+    async with Running(kafka, scheduler) as bridge:
+        await asyncio.sleep(1.0)
+        assert "Kafka" in bridge.not_ready()
+        with kafka_part:
+            await ensure_topics(kafka, partitions=2)
+            await register(kafka)
+            async with Wire(kafka) as wire:
+                await wire.request("early")
+                await until(lambda: "scheduler" in (bridge.not_ready() or ""))
+                with part:
+                    await until(lambda: bridge.not_ready() is None)
+                    await wire.event("runs", "run.control", {"run_id": "early", "action": "suspend"})
+                    await wire.until(lambda seen: seen.type == "run.progressed")
+                    bridge.stop()
+
+
+async def test_kafka_killed_and_restarted_is_outlived(tmp_path, scheduler_settings):
+    with KafkaPart(data=tmp_path / "kafka") as part:
+        kafka = KafkaSettings(bootstrap=part.bootstrap, topic_prefix="t.")
+        await ensure_topics(kafka, partitions=2)
+        await register(kafka)
+        async with Running(kafka, scheduler_settings) as bridge:
+            await until(lambda: bridge.not_ready() is None)
+            async with Wire(kafka) as wire:
+                await asyncio.gather(*(wire.request(f"before-{n}") for n in range(20)))
+            await asyncio.to_thread(part.kill)
+            await asyncio.sleep(2.0)
+            assert bridge.not_alive() is None
+            await asyncio.to_thread(part.start)
+            async with Wire(kafka) as wire:
+                await asyncio.gather(*(wire.request(f"after-{n}") for n in range(20)))
+                deadline = asyncio.get_running_loop().time() + 60
+                while await count_runs(scheduler_settings) < 40:
+                    assert asyncio.get_running_loop().time() < deadline
+                    await asyncio.sleep(0.2)
+                await wire.request("late", run_type="none")
+                await wire.until(lambda seen: seen.id == "late/outcome", within_s=40)
