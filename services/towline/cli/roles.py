@@ -14,7 +14,9 @@ ROLES: Final = {
     "relay": "Streams, HTTP and the console.",
     "scheduler": "The durable scheduler for one machine.",
     "dev": "The whole stack on this machine.",
+    "dead-letters": "List, show, replay and discard what could not be trusted.",
     "demo": "All seven examples through real Kafka, then stop.",
+    "dead-letters": "What could not be trusted: list, show, replay, discard.",
 }
 """Name and help line."""
 
@@ -23,7 +25,7 @@ _SETTINGS: Final[dict[str, Any]] = {
     "ignore_unknown_options": True,
     "help_option_names": [],
 }
-_MODULES: Final = {"demo": "towline.dev.demo"}
+_MODULES: Final = {"demo": "towline.dev.demo", "dead-letters": "towline.delivery.command"}
 
 
 def run_role(role: str, arguments: list[str]) -> None:
@@ -39,7 +41,7 @@ def run_role(role: str, arguments: list[str]) -> None:
         missing = (error.name or "").partition(".")[0]
         if missing == "towline":
             raise
-        extra = "dev" if role == "demo" else role
+        extra = {"demo": "dev", "dead-letters": "bridge"}.get(role, role)
         raise SystemExit(f"towline {role} needs {missing}: pip install 'towline[{extra}]'") from None
     command.app(args=arguments, prog_name=f"towline {role}")
 
