@@ -21,6 +21,8 @@ Headers: TypeAlias = Sequence[tuple[str, bytes | None]]
 
 CE_PREFIX: Final = "ce_"
 CONTENT_TYPE: Final = "content-type"
+UNREADABLE: Final = "towline_unreadable"
+"""Header of the stand-in for a record that the Kafka client could not read: says what was wrong."""
 MAX_ATTRIBUTE_LENGTH: Final = 2048
 """In characters. An answer's id holds its run's id, its approval's id and its command's id."""
 MAX_COMMAND_ID_LENGTH: Final = 512
@@ -138,6 +140,10 @@ def binary_parts(value: bytes | None, headers: Headers) -> tuple[Attributes, Any
             text = _header_text(name, content)
             if text is not None:
                 values[name[len(CE_PREFIX) :]] = text
+    if not values and (problem := _decoded(raw.get(UNREADABLE))) is not None:
+        raise DecodeError(
+            "unreadable", f"headers: {problem}: write the names of headers in ASCII", field="headers"
+        )
     if not values:
         raise DecodeError(
             "no_headers",

@@ -18,7 +18,7 @@ from towline.contracts.cloudevents import decode
 from towline.contracts.errors import ClientError, DecodeError, KafkaUnavailableError
 from towline.contracts.events import Event
 from towline.contracts.kafka import REFUSALS, backoff_s, connect
-from towline.contracts.salvage import salvage
+from towline.contracts.salvage import TolerantConsumer
 from towline.contracts.settings import KafkaSettings
 
 _log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ async def consumer(
     """
 
     def make() -> AIOKafkaConsumer:
-        return AIOKafkaConsumer(
+        return TolerantConsumer(
             **settings.connection(),
             client_id=client_id,
             group_id=group_id,
@@ -224,24 +224,10 @@ async def poll(
 ) -> list[ConsumedRecord]:
     """The next records, those of one partition in order; none if `timeout_s` passes.
 
-    A record that aiokafka cannot read is logged as `record_unreadable` and left out.
-
     Raises:
         KafkaError: As aiokafka raises it; the broker being away is no error.
     """
-    try:
-        batches: Mapping[TopicPartition, list[ConsumedRecord]] = await cast("Any", reader).getmany(
-            timeout_ms=int(timeout_s * 1000), max_records=max_records
-        )
-    except UnicodeDecodeError as error:
-        saved = salvage(reader, error)
-        if saved is None:
-            raise
-        where = {
-            "topic": saved.partition.topic,
-            "partition": saved.partition.partition,
-            "offset": saved.offset,
-        }
-        _log.error("record_unreadable", extra={**where, "error": str(error)})
-        return saved.records
+    batches: Mapping[TopicPartition, list[ConsumedRecord]] = await cast("Any", reader).getmany(
+        timeout_ms=int(timeout_s * 1000), max_records=max_records
+    )
     return [record for records in batches.values() for record in records]

@@ -22,6 +22,7 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 from towline.contracts.events import Event, RunCancelled, RunFailed, RunOutcome, RunRejected
 
 DecodeReason: TypeAlias = Literal[
+    "unreadable",
     "no_headers",
     "unknown_type",
     "unsupported_version",

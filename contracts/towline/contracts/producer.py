@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
@@ -133,7 +133,8 @@ class EventProducer:
     ) -> None:
         """Publish a record as it is, to a topic by its full name, and wait until it is acknowledged.
 
-        For records that are no events of the contract (dead letters and their replay).
+        For records that are no events of the contract (dead letters and their replay). One whose key and
+        value are both null gets an empty key: aiokafka writes no other.
 
         Args:
             topic: The topic's full name.
@@ -145,6 +146,8 @@ class EventProducer:
             EncodeError: It is larger than Kafka takes.
             PublishError: As for `send`.
         """
+        if record.key is None and record.value is None:
+            record = replace(record, key=b"")
         await self._deliver([_Send(topic, record, name, partition)])
 
     async def _deliver(self, waiting: list[_Send]) -> None:

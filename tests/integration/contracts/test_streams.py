@@ -105,9 +105,9 @@ async def test_bad_records_are_reported_and_never_stop_the_stream(
             stream = client.results("g")
             seen = await take(stream, 40)
         assert Counter(seen) == Counter([*(f"r-{n}" for n in range(20)), *(f"s-{n}" for n in range(20))])
-        assert stream.undecodable_count == 6
+        assert stream.undecodable_count == 9
         reported = Counter(record.message for record in caplog.records)
-        assert reported["record_undecodable"] == 6
+        assert reported["record_undecodable"] == 9
         assert reported["record_unreadable"] == 3
 
 

@@ -20,6 +20,7 @@ from towline.contracts import (
     KafkaSettings,
     KafkaUnavailableError,
     PublishError,
+    Record,
     RunRequested,
     decode,
 )
@@ -122,6 +123,15 @@ async def test_an_unencodable_event_stops_the_whole_batch_before_anything_is_sen
         with pytest.raises(EncodeError):
             await producer.send_many([completed("r"), bad])
     assert await read_all(kafka_settings, kafka_settings.topics.results) == []
+
+
+async def test_any_record_can_be_put_aside(kafka_settings: KafkaSettings) -> None:
+    topic = kafka_settings.topics.dead_letters
+    async with EventProducer(kafka_settings) as producer:
+        for record in (Record(None, None, (("x", b"y"),)), Record(b"k", None, ()), Record(None, b"\xff", ())):
+            await producer.send_record(topic, record, name="dead letter")
+    found = [(r.key, r.value, r.headers) for r in await read_all(kafka_settings, topic)]
+    assert found == [(b"", None, (("x", b"y"),)), (b"k", None, ()), (None, b"\xff", ())]
 
 
 async def test_a_producer_that_is_not_open_says_so(kafka_settings: KafkaSettings) -> None:

@@ -1,0 +1,69 @@
+"""A record that aiokafka cannot read stops no partition and loses no other record."""
+
+from __future__ import annotations
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from tests.integration.contracts.raw import raw_producer, write_unreadable
+
+from towline.contracts import DecodeError, KafkaSettings, decode
+from towline.contracts.salvage import TolerantConsumer
+
+
+async def test_aiokafka_still_needs_it(kafka_settings: KafkaSettings) -> None:
+    """When this fails, aiokafka reads such records: `salvage` can go."""
+    topic = kafka_settings.topics.runs
+    async with raw_producer(kafka_settings) as raw:
+        await write_unreadable(raw, topic, 0)
+    consumer = AIOKafkaConsumer(bootstrap_servers=kafka_settings.bootstrap)
+    await consumer.start()
+    try:
+        consumer.assign([TopicPartition(topic, 0)])
+        consumer.seek(TopicPartition(topic, 0), 0)
+        for _ in range(2):
+            with pytest.raises(UnicodeDecodeError):
+                await consumer.getmany(timeout_ms=10_000)
+    finally:
+        await consumer.stop()
+
+
+@pytest.mark.parametrize("max_records", [1, 3, None])
+async def test_every_readable_record_comes_once_in_order(
+    kafka_settings: KafkaSettings, max_records: int | None
+) -> None:
+    topic = kafka_settings.topics.runs
+    wanted: dict[int, list[bytes | None]] = {}
+    async with raw_producer(kafka_settings) as raw:
+        for partition in range(3):
+            for n in range(12):
+                # Two in a row, one alone, one at the end.
+                if n in {4, 5, 8, 11} and partition != 1:
+                    await write_unreadable(raw, topic, partition)
+                    wanted.setdefault(partition, []).append(None)
+                else:
+                    value = b"%d-%d" % (partition, n)
+                    await raw.send_and_wait(topic, value, partition=partition)
+                    wanted.setdefault(partition, []).append(value)
+    partitions = [TopicPartition(topic, number) for number in range(3)]
+    seen: dict[int, list[bytes | None]] = {}
+    refused = 0
+    consumer = TolerantConsumer(bootstrap_servers=kafka_settings.bootstrap)
+    await consumer.start()
+    try:
+        consumer.assign(partitions)
+        for partition in partitions:
+            consumer.seek(partition, 0)
+        while sum(map(len, seen.values())) < 36:
+            batches = await consumer.getmany(timeout_ms=10_000, max_records=max_records)
+            assert batches, seen
+            for partition, records in batches.items():
+                for record in records:
+                    assert record.offset == len(seen.setdefault(partition.partition, []))
+                    seen[partition.partition].append(record.value)
+                    with pytest.raises(DecodeError) as caught:
+                        decode(key=record.key, value=record.value, headers=record.headers)
+                    refused += caught.value.reason == "unreadable"
+    finally:
+        await consumer.stop()
+    assert seen == wanted
+    assert refused == 8
