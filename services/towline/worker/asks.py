@@ -47,7 +47,6 @@ class _Wait:
     escalate: Callable[[], Announcement] | None = None
     announced: bool = False
     answered: list[str] = field(default_factory=list[str])
-    error: Exception | None = None
 
 
 def event_data(delivered: Deliver) -> Any:
@@ -80,6 +79,8 @@ class Asks:
         self._run = run
         self._book = run.book
         self._waits: dict[str, _Wait] = {}
+        """Those whose asks are not resolved."""
+        self._errors: list[tuple[task.Task[Any], Exception]] = []
         self._fire_times: dict[int, tuple[task.TimerTask, datetime]] = {}
 
     # What the run's code does.
@@ -188,7 +189,7 @@ class Asks:
     def settle(self) -> None:
         """Take note of what happened outside the book: native events, deadlines."""
         for wait in list(self._waits.values()):
-            if not self._book.is_open(wait.approval_id):
+            if wait.approval_id not in self._waits:
                 continue
             if wait.task.is_complete:
                 self._answered_natively(wait)
@@ -208,7 +209,7 @@ class Asks:
 
     def error_of(self, failed: task.Task[Any]) -> Exception | None:
         """The error that an ask failed with, if `failed` is one of the run's asks."""
-        return next((wait.error for wait in self._waits.values() if wait.task is failed), None)
+        return next((error for of, error in self._errors if of is failed), None)
 
     def announce(self) -> None:
         """Announce asks that were opened since; done when the run waits, so that deadlines are known."""
@@ -233,7 +234,7 @@ class Asks:
         self._waits[wait.approval_id] = wait
         if wait.task.is_complete:
             # A native event was there already.
-            self._book.open(spec)
+            self._apply(self._book.open(spec, answered=True))
             self._answered_natively(wait)
             return
         wait.task.set_cancel_handler(lambda: self._given_up(wait))
@@ -280,7 +281,7 @@ class Asks:
             wait.task.complete(value)
 
     def _resolved(self, effect: Resolved) -> None:
-        wait = self._waits.get(effect.approval_id)
+        wait = self._waits.pop(effect.approval_id, None)
         if wait is not None:
             if not wait.announced:
                 wait.announced = True
@@ -314,9 +315,8 @@ class Asks:
         self._book.escalate(wait.approval_id, frozenset(announcement.approvers or ()))
         self._request(wait, announcement, suffix="/escalated")
 
-    @staticmethod
-    def _fail(wait: _Wait, error: Exception) -> None:
-        wait.error = error
+    def _fail(self, wait: _Wait, error: Exception) -> None:
+        self._errors.append((wait.task, error))
         wait.task.fail(str(error), error)
 
     @staticmethod

@@ -159,6 +159,8 @@ class Book:
 
     def __init__(self) -> None:
         self._asks: dict[str, _Ask] = {}
+        self._unresolved: dict[str, dict[str, _Ask]] = {}
+        """By name, in the order in which they were opened."""
         self._children: dict[str, _ChildAsk] = {}
         self._early: list[RaisedCommand] = []
         self._counts: dict[str, int] = {}
@@ -173,8 +175,12 @@ class Book:
         self._counts[key_of(name)] = number
         return name if number == 1 else f"{name}~{number}"
 
-    def open(self, spec: AskSpec) -> list[Effect]:
+    def open(self, spec: AskSpec, *, answered: bool = False) -> list[Effect]:
         """A new ask. Earlier ones of that name which timed out are over; what came early is handed to it.
+
+        Args:
+            spec: What is asked.
+            answered: A native event is there already: call `answered` next, and hand it nothing.
 
         Raises:
             ValueError: An ask of that id exists, or the quorum can't be reached.
@@ -184,11 +190,12 @@ class Book:
         if spec.quorum < 1 or (spec.approvers is not None and spec.quorum > len(spec.approvers)):
             raise ValueError(f"approval {spec.approval_id}: quorum {spec.quorum} can't be reached")
         effects: list[Effect] = []
-        for ask in list(self._asks.values()):
-            if ask.state is AskState.LAPSED and key_of(ask.spec.name) == key_of(spec.name):
-                effects += self._end(ask, "supersede")
-        self._asks[key_of(spec.approval_id)] = _Ask(spec)
-        return effects + self._offer_early()
+        for earlier in self._unresolved_of(spec.name):
+            if earlier.state is AskState.LAPSED:
+                effects += self._end(earlier, "supersede")
+        ask = self._asks[key_of(spec.approval_id)] = _Ask(spec)
+        self._unresolved.setdefault(key_of(spec.name), {})[key_of(spec.approval_id)] = ask
+        return effects if answered else effects + self._offer_early()
 
     def is_open(self, approval_id: str) -> bool:
         """Whether the ask has not come to its end (timed out or not)."""
@@ -198,7 +205,8 @@ class Book:
     def answered(self, approval_id: str, *, approved: bool, feedback: str | None = None) -> list[Effect]:
         """The run's wait was completed by an event that did not come through Towline."""
         ask = self._asks[key_of(approval_id)]
-        return self._resolve(ask, "answer", "approved" if approved else "rejected", feedback=feedback)
+        resolved = self._resolve(ask, "answer", "approved" if approved else "rejected", feedback=feedback)
+        return resolved + self._offer_early()
 
     def lapse(self, approval_id: str) -> list[Effect]:
         """A timer won the race that the run had set it against this ask."""
@@ -234,9 +242,7 @@ class Book:
         if self._closed:
             return []
         self._closed = True
-        effects: list[Effect] = []
-        for ask in self._asks.values():
-            effects += self._end(ask, "end")
+        effects = self._end_all()
         effects += [Refused(command.name, command.command_id, "unknown_approval") for command in self._early]
         self._early.clear()
         for child in self._children.values():
@@ -300,10 +306,7 @@ class Book:
 
     def close_generation(self) -> list[Effect]:
         """The run continues as new: its waits are gone, what came early is kept for the next generation."""
-        effects: list[Effect] = []
-        for ask in self._asks.values():
-            effects += self._end(ask, "end")
-        return effects
+        return self._end_all()
 
     @classmethod
     def restore(cls, carried: Mapping[str, Any]) -> Book:
@@ -360,14 +363,17 @@ class Book:
         return [Forward(child.instance_id, command)]
 
     def _offer_event(self, command: RaisedCommand) -> list[Effect] | None:
-        for ask in self._asks.values():
-            if ask.state is AskState.OPEN and key_of(ask.spec.name) == key_of(command.name):
+        for ask in self._unresolved_of(command.name):
+            if ask.state is AskState.OPEN:
                 return self._decide(ask, command)
         for child in self._children.values():
             if child.open and not child.unanswered and key_of(child.name) == key_of(command.name):
                 child.unanswered[command.command_id] = command
                 return [Forward(child.instance_id, command)]
         return None
+
+    def _unresolved_of(self, name: str) -> list[_Ask]:
+        return list(self._unresolved.get(key_of(name), {}).values())
 
     def _decide(self, ask: _Ask, command: RaisedCommand) -> list[Effect] | None:
         if ask.state is AskState.LAPSED:
@@ -407,6 +413,13 @@ class Book:
             return "already_resolved"
         return None
 
+    def _end_all(self) -> list[Effect]:
+        effects: list[Effect] = []
+        for named in list(self._unresolved.values()):
+            for ask in list(named.values()):
+                effects += self._end(ask, "end")
+        return effects
+
     def _end(self, ask: _Ask, trigger: Trigger) -> list[Effect]:
         following = TRANSITIONS.get((ask.state, trigger))
         if following is None or following[1] is None:
@@ -428,6 +441,7 @@ class Book:
         if following is None:
             return []
         ask.state, ask.outcome = following[0], outcome
+        self._unresolved[key_of(ask.spec.name)].pop(key_of(ask.spec.approval_id), None)
         return [Resolved(ask.spec.approval_id, outcome, command_id, approver, feedback)]
 
     @staticmethod

@@ -12,7 +12,7 @@ from agent_framework_durabletask import AgentSessionId
 from durabletask import task
 from durabletask.entities import EntityInstanceId, EntityLock
 
-from towline.contracts.durable import wrap_input
+from towline.contracts.durable import ENVELOPE_KEY, wrap_input
 from towline.worker import sdk
 from towline.worker.asks import Asks
 from towline.worker.errors import AgentRunError
@@ -21,6 +21,7 @@ from towline.worker.run import Run
 
 TOWLINE_OPTION: Final = "towline"
 """Key of an agent call's options under which the run and the turn travel to the agent."""
+OUTPUT_KEY: Final = "output"
 _AGENT_OPERATION: Final = "run"
 _RESERVED_PREFIX: Final = "towline."
 
@@ -54,6 +55,44 @@ class AgentTurnTask(task.CompositeTask[Any], task.CompletableTask[Any]):
             self.complete(answer)
         else:
             self.fail(str(self.error), self.error)
+
+
+class ChildTask(task.CompositeTask[Any], task.CompletableTask[Any]):
+    """A child's result: counts the tokens that the child used, which come along with what it returned."""
+
+    def __init__(self, call: task.Task[Any], run: Run, return_type: type | None) -> None:
+        self._run = run
+        self._return_type = return_type
+        super().__init__([call])
+
+    def on_child_completed(self, task: task.Task[Any]) -> None:
+        """Take the child's answer over."""
+        if self.is_complete:
+            return
+        if task.is_failed:
+            # The SDK's own error, as code that guards children expects it.
+            self._exception = task.get_exception()
+            self._is_complete = True
+            self._notify_parent()
+            return
+        output, usage = unwrap_output(task.get_result())
+        self._run.add_tokens(usage)
+        self.complete(self._run.converter.coerce(output, self._return_type))
+
+
+def wrap_output(output: Any, usage: dict[str, int]) -> Any:
+    """A child's output with the tokens that it used; as it is, if it used none."""
+    return {ENVELOPE_KEY: {"usage": usage}, OUTPUT_KEY: output} if usage else output
+
+
+def unwrap_output(value: Any) -> tuple[Any, dict[str, int]]:
+    """What the child returned, and its tokens."""
+    if not isinstance(value, dict):
+        return value, {}
+    wrapped = cast("dict[str, Any]", value)
+    if ENVELOPE_KEY not in wrapped or OUTPUT_KEY not in wrapped:
+        return wrapped, {}
+    return wrapped[OUTPUT_KEY], wrapped[ENVELOPE_KEY].get("usage") or {}
 
 
 def agent_error(agent: str, answer: dict[str, Any]) -> AgentRunError | None:
@@ -159,7 +198,7 @@ class RunContext(task.OrchestrationContext):
         if agent is None:
             return self._native.call_entity(entity, operation, input, return_type=cast("Any", return_type))
         call = self._native.call_entity(entity, operation, self._agent_input(input))
-        return AgentTurnTask(call, self.run, agent)
+        return AgentTurnTask(call, self.run, self.run.agent_names.get(agent, agent))
 
     def signal_entity(
         self,
@@ -188,9 +227,10 @@ class RunContext(task.OrchestrationContext):
             }
         )
         wrapped = wrap_input(envelope, options.pop("input", None))
-        child = self._native.call_sub_orchestrator(orchestrator, input=wrapped, **options)
-        self.children[sdk.child_instance_id(self._native)] = child
-        return child
+        return_type = options.pop("return_type", None)
+        call = self._native.call_sub_orchestrator(orchestrator, input=wrapped, **options)
+        self.children[sdk.child_instance_id(self._native)] = call
+        return ChildTask(call, self.run, return_type)
 
     def wait_for_external_event(
         self, name: str, *, data_type: type | None = None

@@ -83,6 +83,7 @@ def set_up(
     found_workflows: list[Any] = []
 
     def on_agent(agent: Any, registered_name: str, of_workflow: bool) -> Any:
+        worker.agent_names[registered_name.casefold()] = registered_name
         if not of_workflow:
             agents[registered_name] = getattr(agent, "description", None)
         return instrument(agent, registered_name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -14,7 +14,7 @@ from towline.contracts.durable import unwrap_input
 from towline.contracts.events import AppRegistered, Event, RunTypeInfo
 from towline.worker import sdk
 from towline.worker.asks import Asks
-from towline.worker.context import RunContext
+from towline.worker.context import RunContext, wrap_output
 from towline.worker.drive import UserCode, drive
 from towline.worker.run import Run
 from towline.worker.turn import current_turn
@@ -29,6 +29,8 @@ class Hosting:
 
     converter: DataConverter
     source: str
+    agent_names: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Agents' names by the lower-case ones that entities have."""
     make_context: Callable[[Run, Asks], RunContext] = RunContext
     take_input: Callable[[Any, Run], Any] | None = None
     """Changes the user's input on its way in."""
@@ -50,7 +52,13 @@ def hosted(name: str, code: Callable[..., Any], hosting: Hosting) -> Callable[..
         if envelope is None:
             made = code(native, user_input)
             return (yield from cast("UserCode", made)) if sdk.is_generator(made) else made
-        run = Run(native, envelope, converter=hosting.converter, source=hosting.source)
+        run = Run(
+            native,
+            envelope,
+            converter=hosting.converter,
+            source=hosting.source,
+            agent_names=hosting.agent_names,
+        )
         turn = current_turn()
         if turn is not None:
             turn.run = run
@@ -64,7 +72,9 @@ def hosted(name: str, code: Callable[..., Any], hosting: Hosting) -> Callable[..
         if sdk.is_generator(output):
             output = yield from drive(context, cast("UserCode", output))
         run.drops_events = context.next_generation is not None and not context.next_generation.save_events
-        return output if hosting.give_output is None else hosting.give_output(output, run)
+        if hosting.give_output is not None:
+            output = hosting.give_output(output, run)
+        return output if run.is_root else wrap_output(output, run.counters.usage)
 
     # Not functools.wraps: its __wrapped__ would let the SDK read the declared input type of the user's
     # code and force the envelope into it.

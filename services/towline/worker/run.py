@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -62,6 +63,7 @@ class Run:
         envelope: What came with the input.
         converter: Serializer of the worker.
         source: CloudEvents source of what is said.
+        agent_names: Agents' names by the lower-case ones that entities have.
     """
 
     def __init__(
@@ -71,7 +73,10 @@ class Run:
         *,
         converter: DataConverter,
         source: str,
+        agent_names: Mapping[str, str] | None = None,
     ) -> None:
+        self.agent_names = agent_names or {}
+        """Agents' names by the lower-case ones that entities have."""
         self.native = native
         self.envelope = envelope
         self.converter = converter
@@ -115,6 +120,11 @@ class Run:
             count = reported.get(reported_name)
             if isinstance(count, int) and count >= 0:
                 self.counters.usage[name] = self.counters.usage.get(name, 0) + count
+
+    def add_tokens(self, tokens: Mapping[str, int]) -> None:
+        """Count the tokens that a child used."""
+        for name, count in tokens.items():
+            self.counters.usage[name] = self.counters.usage.get(name, 0) + count
 
     @property
     def usage(self) -> Usage | None:

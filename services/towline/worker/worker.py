@@ -69,12 +69,15 @@ class TowlineWorker(DurableTaskSchedulerWorker):
         self.source = source
         self.orchestrators: dict[str, Callable[..., Any]] = {}
         """The user's code by name, before it was wrapped."""
+        self.agent_names: dict[str, str] = {}
+        """Agents' names by the lower-case ones that entities have."""
         self._clock = clock
-        self._hosting: dict[str, Hosting] = {}
 
     def hosting(self, **changes: Any) -> Hosting:
         """How an orchestrator is hosted by this worker."""
-        return Hosting(converter=sdk.data_converter(self), source=self.source, **changes)
+        return Hosting(
+            converter=sdk.data_converter(self), source=self.source, agent_names=self.agent_names, **changes
+        )
 
     def add_orchestrator(self, fn: Any) -> str:
         """Register an orchestrator; it is run by the drive loop."""

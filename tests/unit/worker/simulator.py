@@ -15,7 +15,7 @@ from typing import Any
 
 import durabletask.internal.helpers as ph
 import durabletask.internal.orchestrator_service_pb2 as pb
-from google.protobuf import wrappers_pb2
+from google.protobuf import json_format, wrappers_pb2
 
 from towline.contracts.durable import (
     CANCEL_EVENT,
@@ -89,6 +89,8 @@ class Simulator:
     failure: pb.TaskFailureDetails | None = None
     carryover: list[pb.HistoryEvent] = field(default_factory=list)
     custom_status: Any = None
+    record: list[dict[str, Any]] = field(default_factory=list)
+    """Every turn, to be stored."""
 
     @classmethod
     def of(cls, *orchestrators: Callable[..., Any], **options: Any) -> Simulator:
@@ -119,6 +121,19 @@ class Simulator:
         said, response = self._execute(new)
         assert said == first_said, "a repeated turn says something else"
         assert _acts(response) == _acts(first), "a repeated turn does something else"
+        self.record.append(
+            {
+                "request": json_format.MessageToDict(
+                    pb.OrchestratorRequest(
+                        instanceId=self.instance_id, pastEvents=self.history, newEvents=new
+                    )
+                ),
+                "said": told(said),
+                "actions": [
+                    [action.id, action.WhichOneof("orchestratorActionType")] for action in response.actions
+                ],
+            }
+        )
         self.history += new
         self.actions = list(response.actions)
         self.custom_status = json.loads(response.customStatus.value) if response.customStatus.value else None

@@ -378,3 +378,19 @@ def test_times_are_those_of_the_orchestration() -> None:
     run = Simulator.of(review, run_input=1)
     run.now = START + timedelta(days=1)
     assert told(run.start())[1][1]["expires_at"] == "2026-11-28T12:00:00Z"
+
+
+def test_a_decision_beside_a_native_event_that_was_there_first_is_refused() -> None:
+    def later(ctx: task.OrchestrationContext, _: Any) -> Any:
+        yield ctx.create_timer(timedelta(seconds=1))
+        got = yield ctx.wait_for_external_event("go")
+        yield ctx.create_timer(timedelta(seconds=1))
+        return got
+
+    run = Simulator.of(later)
+    run.start(raised("go", 7), decision("go", True, "d1"))
+    said = run.turn(run.timer_fired())
+    assert [(one, data.get("outcome") or data.get("reason")) for one, data in told(said)][1:] == [
+        ("run-1/approval/go/resolved", "approved"),
+        ("run-1/approval/go/refused/d1", "already_resolved"),
+    ]

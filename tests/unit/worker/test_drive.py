@@ -451,3 +451,36 @@ def test_many_statuses_in_one_turn_have_ids_of_their_own() -> None:
     run.turn(run.activity_done())
     progress = [one for one in ids_of(run.said) if "/progress/" in one]
     assert len(set(progress)) == 4
+
+
+def child_with_agent(ctx: task.OrchestrationContext, message: str) -> Any:
+    answer = yield DurableAIAgentOrchestrationContext(ctx).get_agent("First").run(message)
+    return {"said": answer.text}
+
+
+def test_a_childs_tokens_count_for_the_run_and_its_output_is_its_own() -> None:
+    used = {"input_token_count": 3, "output_token_count": 4}
+    envelope = RunEnvelope(run_id="run-1", run_type="child_with_agent", role="child")
+    child = Simulator.of(
+        child_with_agent, run_input="hi", envelope=envelope, instance_id="run-1:0001", parent="run-1"
+    )
+    child.start()
+    assert child.agent_request()["options"]["towline"]["turn"] == "0001/1"
+    child.turn(child.agent_answers("hello", usage=used))
+
+    run = Simulator.of(parent)
+    run.start()
+    outcome = events(run.turn(run.child_done(child.result)))[-1].data
+    assert isinstance(outcome, RunCompleted)
+    assert outcome.output == {"said": "hello"}
+    assert outcome.usage is not None
+    assert outcome.usage.output_tokens == 4
+
+
+def test_a_cancel_of_a_child_is_its_parents_business_alone() -> None:
+    envelope = RunEnvelope(run_id="run-1", run_type="one_step", role="child")
+    child = Simulator.of(one_step, envelope=envelope, instance_id="run-1:0001", parent="run-1")
+    child.start()
+    assert child.turn(cancel("no")) == []
+    assert child.failure is not None
+    assert child.failure.errorType.endswith("RunCancelledError")
