@@ -8,6 +8,7 @@ from towline.scheduler.engine import events, lifecycle
 from towline.scheduler.engine.changes import Changes
 from towline.scheduler.engine.model import RUNNING, SUSPENDED, Instance, MessageKind
 from towline.scheduler.engine.ports import World
+from towline.scheduler.engine.wire import timestamp
 
 
 def continue_as_new(
@@ -45,6 +46,8 @@ def continue_as_new(
     changes.touch(instance)
     changes.post(instance, events.execution_started(now, start), MessageKind.RESULT)
     for event in end.carryoverEvents:
+        if not event.timestamp.seconds:
+            event.timestamp.CopyFrom(timestamp(now))  # the worker keeps only name and data
         changes.post(instance, event.SerializeToString(), MessageKind.EXTERNAL)
     for message in survivors:
         changes.post(instance, message.event, MessageKind.EXTERNAL)

@@ -1,0 +1,255 @@
+"""Rules of the engine, one by one: given these inputs, expect this state."""
+
+from __future__ import annotations
+
+import pytest
+from durabletask.internal import orchestrator_service_pb2 as pb
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.scheduler.worlds import HUB, Bench, history
+
+from towline.scheduler.engine import entities, lifecycle, turns
+from towline.scheduler.engine.errors import (
+    AlreadyExistsError,
+    InvalidRequestError,
+    NotFoundError,
+    PreconditionError,
+)
+from towline.scheduler.engine.model import (
+    COMPLETED,
+    FAILED,
+    PENDING,
+    RUNNING,
+    SUSPENDED,
+    Instance,
+)
+from towline.scheduler.engine.ports import Limits
+
+
+def schedule(action_id: int, name: str = "work", data: str | None = None) -> pb.OrchestratorAction:
+    action = pb.OrchestratorAction(id=action_id, scheduleTask=pb.ScheduleTaskAction(name=name))
+    if data is not None:
+        action.scheduleTask.input.value = data
+    return action
+
+
+def complete(
+    status: int = COMPLETED, result: str | None = None, action_id: int = 99
+) -> pb.OrchestratorAction:
+    action = pb.OrchestratorAction(id=action_id)
+    action.completeOrchestration.orchestrationStatus = status  # type: ignore[assignment]
+    if result is not None:
+        action.completeOrchestration.result.value = result
+    return action
+
+
+def entity_action(action_id: int, **message: object) -> pb.OrchestratorAction:
+    return pb.OrchestratorAction(id=action_id, sendEntityMessage=pb.SendEntityMessageAction(**message))
+
+
+def call(action_id: int, request_id: str, target: str = "@counter@a") -> pb.OrchestratorAction:
+    called = pb.EntityOperationCalledEvent(requestId=request_id, operation="add")
+    called.targetInstanceId.value = target
+    return entity_action(action_id, entityOperationCalled=called)
+
+
+def lock(action_id: int, section: str, *targets: str) -> pb.OrchestratorAction:
+    return entity_action(
+        action_id, entityLockRequested=pb.EntityLockRequestedEvent(criticalSectionId=section, lockSet=targets)
+    )
+
+
+def names(instance: Instance) -> list[str]:
+    return [event.WhichOneof("eventType") or "" for event in history(instance)]
+
+
+def test_a_turn_appends_what_was_sent_what_it_asked_for_and_its_end() -> None:
+    bench = Bench()
+    run = bench.start("x", "1")
+    bench.begin(run)
+    bench.answer(run, schedule(1))
+
+    assert names(run) == ["orchestratorStarted", "executionStarted", "taskScheduled", "orchestratorCompleted"]
+    assert run.status == RUNNING
+    assert [one.task_id for one in bench.dispatched] == [1]
+
+
+def test_absent_and_empty_input_stay_different() -> None:
+    bench = Bench()
+    bare, empty = bench.start("x", None, "a"), bench.start("x", "", "b")
+
+    assert not bench.begin(bare).newEvents[1].executionStarted.HasField("input")
+    assert bench.begin(empty).newEvents[1].executionStarted.HasField("input")
+
+
+def test_a_retry_with_the_same_action_id_gets_both_results() -> None:
+    bench = Bench()
+    run = bench.start("x")
+    bench.begin(run)
+    bench.answer(run, schedule(1))
+    bench.finish_activity(bench.dispatched[0], None, error="Boom")
+    bench.begin(run)
+    bench.answer(run, schedule(1))
+    bench.finish_activity(bench.dispatched[1], "2")
+
+    results = [event.WhichOneof("eventType") for event in bench.begin(run).newEvents]
+    assert results == ["orchestratorStarted", "taskCompleted"]
+
+
+def test_an_id_that_is_taken_is_refused_unless_its_status_is_replaceable() -> None:
+    bench = Bench()
+    bench.start("x")
+    with pytest.raises(AlreadyExistsError):
+        bench.start("y")
+    policy = pb.OrchestrationIdReusePolicy(replaceableStatus=[PENDING])  # type: ignore[list-item]
+
+    assert bench.start("y", orchestrationIdReusePolicy=policy).name == "y"
+
+
+def test_a_suspended_instance_keeps_its_messages_for_one_turn_after_the_resume() -> None:
+    bench = Bench()
+    run = bench.start("x")
+    bench.begin(run)
+    bench.answer(run)
+    lifecycle.suspend(bench.changes, bench.world, HUB, "run", None, bench.now)
+    lifecycle.raise_event(bench.changes, bench.world, HUB, "run", "e", None, bench.now)
+    assert run.status == SUSPENDED
+    assert not run.runnable
+    lifecycle.resume(bench.changes, bench.world, HUB, "run", None, bench.now)
+
+    sent = [event.WhichOneof("eventType") for event in bench.begin(run).newEvents]
+    assert sent == ["orchestratorStarted", "executionSuspended", "eventRaised", "executionResumed"]
+
+
+def test_unknown_instances_are_not_found_and_finished_ones_take_events_without_effect() -> None:
+    bench = Bench()
+    with pytest.raises(NotFoundError):
+        lifecycle.raise_event(bench.changes, bench.world, HUB, "nobody", "e", None, bench.now)
+    run = bench.start("x")
+    bench.begin(run)
+    bench.answer(run, complete(result="1"))
+    lifecycle.raise_event(bench.changes, bench.world, HUB, "run", "e", None, bench.now)
+
+    assert not run.inbox
+    bench.start("y", None, "live")
+    with pytest.raises(PreconditionError):
+        lifecycle.restart(bench.changes, bench.world, HUB, "live", new_id=False, now=bench.now)
+
+
+def test_an_action_of_an_unknown_kind_fails_the_instance() -> None:
+    bench = Bench()
+    run = bench.start("x")
+    bench.begin(run)
+    bench.answer(run, schedule(1), pb.OrchestratorAction(id=2))
+
+    assert run.status == FAILED
+    assert run.failure is not None
+    assert pb.TaskFailureDetails.FromString(run.failure).errorType == "InvalidOrchestratorResponse"
+    assert not bench.world.open
+
+
+def test_a_history_over_the_limit_fails_the_instance_with_size_and_limit() -> None:
+    bench = Bench()
+    bench.world.limits = Limits(work_item_bytes=4_000)
+    run = bench.start("x", "a" * 5_000)
+    turns.begin(bench.changes, bench.world, run, "t", bench.now)
+
+    assert run.failure is not None
+    assert "4000 bytes" in pb.TaskFailureDetails.FromString(run.failure).errorMessage
+
+
+def test_a_turn_lost_too_often_is_poison() -> None:
+    bench = Bench()
+    run = bench.start("x")
+    for _ in range(bench.world.limits.losses):
+        assert run.status == PENDING
+        bench.begin(run)
+        turns.lost(bench.changes, bench.world, run, bench.now, counts=True)
+
+    assert run.status == FAILED
+
+
+def test_locks_pass_from_holder_to_holder_in_order_and_shut_others_out() -> None:
+    bench = Bench()
+    runs = [bench.start("x", None, f"r{n}") for n in range(2)]
+    for number, run in enumerate(runs):
+        bench.begin(run)
+        bench.answer(run, lock(1, f"s{number}", "@counter@a", "@counter@b"))
+    first, second = bench.world.entity(HUB, "@counter@a"), bench.world.entity(HUB, "@counter@b")
+    bench.begin(runs[0])
+    bench.answer(runs[0], call(2, "q1"))
+
+    assert (first.lock_holder, second.lock_holder) == ("r0", "r0")
+    assert [op.request_id for op in first.admissible()] == ["q1"]
+    lifecycle.terminate(bench.changes, bench.world, HUB, "r0", None, recursive=False, now=bench.now)
+    assert (first.lock_holder, second.lock_holder) == ("r1", "r1")
+
+
+def test_an_entity_result_reaches_only_the_execution_that_called() -> None:
+    bench = Bench()
+    run = bench.start("x")
+    bench.begin(run)
+    bench.answer(run, call(1, "q"))
+    lifecycle.raise_event(bench.changes, bench.world, HUB, "run", "e", None, bench.now)
+    bench.begin(run)
+    bench.answer(run, complete(int(pb.ORCHESTRATION_STATUS_CONTINUED_AS_NEW), "2"))
+    bench.run_entity(bench.world.entity(HUB, "@counter@a"), lambda _, __: ("1", "1"))
+
+    kinds = [event.WhichOneof("eventType") for event in bench.begin(run).newEvents]
+    assert kinds == ["orchestratorStarted", "executionStarted"]
+
+
+@pytest.mark.parametrize("bad", ["", "x", "@x", "x@y@z", "@@k"])
+def test_entity_ids_have_a_name_and_a_key(bad: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        entities.normal_id(bad)
+    assert entities.normal_id("@Name@Key@more") == "@name@Key@more"
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    plan=st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["call", "signal", "lock"])), max_size=14),
+    data=st.data(),
+)
+def test_every_entity_call_is_answered_once_whatever_locks_and_losses_come_between(
+    plan: list[tuple[int, str]], data: st.DataObject
+) -> None:
+    bench = Bench()
+    runs = [bench.start("x", None, f"r{n}") for n in range(4)]
+    asked: dict[str, set[str]] = {run.id: set() for run in runs}
+    entity = bench.world.entity(HUB, "@counter@a")
+    for number, (index, what) in enumerate(plan):
+        run = runs[index]
+        if not run.inbox:
+            lifecycle.raise_event(bench.changes, bench.world, HUB, run.id, "e", None, bench.now)
+        bench.begin(run)
+        if what == "call":
+            asked[run.id].add(f"q{number}")
+            bench.answer(run, call(number, f"q{number}"))
+        elif what == "lock" and not run.locks:
+            bench.answer(run, lock(number, f"s{number}", "@counter@a"))
+        else:
+            signal = pb.EntityOperationSignaledEvent(requestId=f"x{number}", operation="add")
+            signal.targetInstanceId.value = "@counter@a"
+            bench.answer(run, entity_action(number, entityOperationSignaled=signal))
+        if data.draw(st.booleans()) and entity.runnable:
+            bench.run_entity(entity, lambda state, _: (str(int(state or 0) + 1), "1"))
+    for run in runs:  # whoever holds the lock lets go
+        entities.release_all(bench.changes, bench.world, run, bench.now)
+    while entity.runnable:
+        bench.run_entity(entity, lambda state, _: (str(int(state or 0) + 1), "1"))
+
+    done = sum(what != "lock" for _, what in plan)
+    for run in runs:
+        if not run.inbox:
+            lifecycle.raise_event(bench.changes, bench.world, HUB, run.id, "e", None, bench.now)
+        bench.begin(run)
+        bench.answer(run)
+        answered = [
+            e.entityOperationCompleted.requestId
+            for e in history(run)
+            if e.HasField("entityOperationCompleted")
+        ]
+        assert sorted(answered) == sorted(asked[run.id])
+    assert not entity.queue
+    assert int(entity.state or 0) >= done

@@ -1,0 +1,184 @@
+"""The store under failures: a commit happens whole or not at all, and what is wrong with a file is said."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from durabletask.internal import orchestrator_service_pb2 as pb
+
+from towline.scheduler.engine import lifecycle
+from towline.scheduler.engine.errors import NotDurableError
+from towline.scheduler.engine.ports import Limits
+from towline.scheduler.server.dispatch import Stream
+from towline.scheduler.server.runtime import Leases, Runtime
+from towline.scheduler.server.world import CacheLimits
+from towline.scheduler.store import failpoints
+from towline.scheduler.store.database import FILE_NAME, backup, connect, migrate, migrations, open_folder
+from towline.scheduler.store.errors import DamagedError, InUseError, NewerFileError, StoreError
+
+BOUNDARIES = ("apply.before", "commit.before", "commit.after")
+
+
+@pytest.fixture(autouse=True)
+def _disarmed() -> Iterator[None]:
+    yield
+    failpoints.disarm()
+
+
+def open_runtime(folder: Path) -> tuple[Runtime, sqlite3.Connection]:
+    path = folder / FILE_NAME
+    writer = connect(path)
+    migrate(writer, path)
+    runtime = Runtime(
+        path,
+        writer,
+        limits=Limits(),
+        cache=CacheLimits(instances=2),
+        leases=Leases(grace_s=0.0),
+        test_clock=False,
+    )
+    runtime.recover()
+    return runtime, writer
+
+
+async def start(runtime: Runtime, instance_id: str) -> None:
+    hub = runtime.hub("h")
+    request = pb.CreateInstanceRequest(instanceId=instance_id, name="x")
+    runtime.change(lambda changes, world, now: lifecycle.start(changes, world, hub, request, now))
+    await runtime.journal.commit()
+
+
+def take(runtime: Runtime) -> list[pb.WorkItem]:
+    """Everything that is runnable, as a worker's stream gets it."""
+    stream = Stream(runtime.hub("h"), "", (100, 100, 100), (None, None, None))
+    runtime.dispatcher.attach(stream)
+    items: list[pb.WorkItem] = []
+    while stream.pending:
+        work = stream.pending.popleft()
+        data = runtime.encode(stream, work) if work is not None else None
+        if data is not None:
+            items.append(pb.WorkItem.FromString(data))
+    return items
+
+
+def answer(runtime: Runtime, item: pb.WorkItem, *actions: pb.OrchestratorAction) -> bool:
+    response = pb.OrchestratorResponse(
+        instanceId=item.orchestratorRequest.instanceId, completionToken=item.completionToken, actions=actions
+    )
+    return runtime.complete_turn(response)
+
+
+ACTIVITY = pb.OrchestratorAction(id=1, scheduleTask=pb.ScheduleTaskAction(name="work"))
+
+
+def crash_in_turn(folder: str, boundary: str) -> None:
+    """A process that is killed at a boundary of the commit of a turn."""
+
+    async def main() -> None:
+        runtime, _ = open_runtime(Path(folder))
+        await start(runtime, "run")
+        (item,) = take(runtime)
+        failpoints.arm(boundary, "kill")
+        answer(runtime, item, ACTIVITY)
+        await runtime.journal.commit()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+async def test_a_kill_at_a_commit_boundary_leaves_the_whole_turn_or_none_of_it(
+    tmp_path: Path, boundary: str
+) -> None:
+    process = multiprocessing.get_context("spawn").Process(
+        target=crash_in_turn, args=(str(tmp_path), boundary)
+    )
+    process.start()
+    await asyncio.to_thread(process.join, 30)
+    assert process.exitcode == -9
+
+    runtime, writer = open_runtime(tmp_path)
+    items = take(runtime)
+
+    committed = boundary == "commit.after"
+    assert [item.WhichOneof("request") for item in items] == [
+        "activityRequest" if committed else "orchestratorRequest"
+    ]
+    history = writer.execute("SELECT count(*) FROM history").fetchone()[0]
+    inbox = writer.execute("SELECT count(*) FROM inbox").fetchone()[0]
+    assert (history, inbox) == ((1, 0) if committed else (0, 1))
+    runtime.close()
+    writer.close()
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES[:2])
+async def test_a_failed_commit_undoes_the_change_and_work_goes_out_again(
+    tmp_path: Path, boundary: str
+) -> None:
+    runtime, writer = open_runtime(tmp_path)
+    await start(runtime, "run")
+    (item,) = take(runtime)
+    runtime.dispatcher.streams.clear()  # nobody takes what the reset finds before this test does
+    failpoints.arm(boundary, "error")
+    answer(runtime, item, ACTIVITY)
+    with pytest.raises(NotDurableError):
+        await runtime.journal.commit()
+    await asyncio.sleep(0)  # the reset runs in the next turn of the loop
+
+    assert answer(runtime, item, ACTIVITY) is False
+    again = take(runtime)
+    await start(runtime, "another")
+    assert [one.WhichOneof("request") for one in again] == ["orchestratorRequest"]
+    assert runtime.journal.stats.failures == 1
+    runtime.close()
+    writer.close()
+
+
+async def test_instances_beyond_the_memory_limit_are_read_again(tmp_path: Path) -> None:
+    runtime, writer = open_runtime(tmp_path)
+    for number in range(20):
+        await start(runtime, f"run{number}")
+
+    assert runtime.world.sizes()["instances"] <= 3
+    assert sorted(item.orchestratorRequest.instanceId for item in take(runtime)) == sorted(
+        f"run{n}" for n in range(20)
+    )
+    runtime.close()
+    writer.close()
+
+
+def test_a_folder_in_use_a_newer_and_a_foreign_file_are_refused(tmp_path: Path) -> None:
+    lock = open_folder(tmp_path)
+    with pytest.raises(InUseError, match="in use by another scheduler"):
+        open_folder(tmp_path)
+    lock.release()
+    path = tmp_path / FILE_NAME
+    connection = connect(path)
+    migrate(connection, path)
+    connection.execute(f"PRAGMA user_version={len(migrations()) + 1}")
+    with pytest.raises(NewerFileError, match="newer version"):
+        migrate(connection, path)
+    connection.close()
+    foreign = tmp_path / "foreign.db"
+    foreign.write_bytes(b"this is no database at all" * 200)
+    with pytest.raises(DamagedError):
+        connect(foreign)
+
+
+def test_migrating_twice_changes_nothing_and_a_backup_is_a_database(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    connection = connect(path)
+    assert migrate(connection, path) == 0
+    assert migrate(connection, path) == len(migrations())
+
+    assert backup(path, tmp_path / "copy.db") > 0
+    with pytest.raises(StoreError, match="exists already"):
+        backup(path, tmp_path / "copy.db")
+    copy = connect(tmp_path / "copy.db")
+    assert migrate(copy, tmp_path / "copy.db") == len(migrations())
+    copy.close()
+    connection.close()
