@@ -36,6 +36,9 @@ Digest: TypeAlias = Annotated[
 Wait: TypeAlias = Annotated[
     float, typer.Option(min=0, help="Seconds to wait for the answer; 0: only publish.")
 ]
+Send: TypeAlias = Callable[[Run, Any], Awaitable[str]]
+"""Publishes a command; given the run and what was parsed of the command line."""
+
 Reason: TypeAlias = Annotated[str | None, typer.Option(help="For the record.")]
 
 
@@ -96,11 +99,12 @@ def approve(
     as_json: Json = False,
 ) -> None:
     """Approve what a run asks for."""
-    fields = _decision(feedback, approver, digest)
+    fields = {"feedback": feedback, "approver": approver, "digest": digest}
     _command(
         run_id,
-        lambda run: run.approve(approval_id, data=inputs.json_object(data, "--data"), **fields),
+        lambda run, parsed: run.approve(approval_id, data=parsed, **fields),
         {"approval_id": approval_id, "approved": True},
+        parse=lambda: inputs.json_object(data, "--data"),
         wait=wait,
         as_json=as_json,
     )
@@ -117,11 +121,12 @@ def reject(
     as_json: Json = False,
 ) -> None:
     """Reject what a run asks for."""
-    fields = _decision(feedback, approver, digest)
+    fields = {"feedback": feedback, "approver": approver, "digest": digest}
     _command(
         run_id,
-        lambda run: run.reject(approval_id, data=inputs.json_object(data, "--data"), **fields),
+        lambda run, parsed: run.reject(approval_id, data=parsed, **fields),
         {"approval_id": approval_id, "approved": False},
+        parse=lambda: inputs.json_object(data, "--data"),
         wait=wait,
         as_json=as_json,
     )
@@ -137,8 +142,9 @@ def raise_event(
     """Raise an external event in a run."""
     _command(
         run_id,
-        lambda run: run.raise_event(name, inputs.read_json(data, "--data")),
+        lambda run, parsed: run.raise_event(name, parsed),
         {"name": name},
+        parse=lambda: inputs.read_json(data, "--data"),
         wait=wait,
         as_json=as_json,
     )
@@ -148,7 +154,9 @@ def cancel(
     run_id: RunIdArgument, reason: Reason = None, wait: Wait = ANSWER_WAIT_S, as_json: Json = False
 ) -> None:
     """Cancel a run: it may compensate first."""
-    _command(run_id, lambda run: run.cancel(reason=reason), {"action": "cancel"}, wait=wait, as_json=as_json)
+    _command(
+        run_id, lambda run, _: run.cancel(reason=reason), {"action": "cancel"}, wait=wait, as_json=as_json
+    )
 
 
 def suspend(
@@ -156,7 +164,7 @@ def suspend(
 ) -> None:
     """Suspend a run: it takes no further step until it is resumed."""
     _command(
-        run_id, lambda run: run.suspend(reason=reason), {"action": "suspend"}, wait=wait, as_json=as_json
+        run_id, lambda run, _: run.suspend(reason=reason), {"action": "suspend"}, wait=wait, as_json=as_json
     )
 
 
@@ -164,43 +172,42 @@ def resume(
     run_id: RunIdArgument, reason: Reason = None, wait: Wait = ANSWER_WAIT_S, as_json: Json = False
 ) -> None:
     """Resume a suspended run."""
-    _command(run_id, lambda run: run.resume(reason=reason), {"action": "resume"}, wait=wait, as_json=as_json)
-
-
-def _decision(feedback: str | None, approver: str | None, digest: str | None) -> dict[str, Any]:
-    fields = {"feedback": feedback, "approver": approver, "digest": digest}
-    return {name: value for name, value in fields.items() if value is not None}
+    _command(
+        run_id, lambda run, _: run.resume(reason=reason), {"action": "resume"}, wait=wait, as_json=as_json
+    )
 
 
 def _command(
     run_id: str,
-    send: Callable[[Run], Awaitable[str]],
+    send: Send,
     said: dict[str, Any],
     *,
     wait: float,
     as_json: bool,
+    parse: Callable[[], Any] = lambda: None,
 ) -> None:
-    execute(_send(run_id, send, said, wait_s=wait, as_json=as_json))
+    execute(_send(run_id, send, said, parse=parse, wait_s=wait, as_json=as_json))
 
 
 async def _send(
     run_id: str,
-    send: Callable[[Run], Awaitable[str]],
+    send: Send,
     said: dict[str, Any],
     *,
+    parse: Callable[[], Any],
     wait_s: float,
     as_json: bool,
 ) -> int:
     """Publish and show the answer. 1 if the command was refused; 0 also if no answer came in time."""
     inputs.run_id(run_id)
-    settings = KafkaSettings()
+    parsed, settings = parse(), KafkaSettings()
     async with AsyncExitStack() as opened:
         client = await opened.enter_async_context(
             TowlineClient(settings, source=SOURCE, connect_timeout_s=CONNECT_TIMEOUT_S)
         )
         listen = listening(settings, run_id, ends_run=said.get("action") == "cancel")
         answered = await opened.enter_async_context(listen) if wait_s else None
-        event_id = await send(client.run(run_id))
+        event_id = await send(client.run(run_id), parsed)
         answer = None if answered is None else await answered(event_id, wait_s)
     words = " ".join(str(value) for value in said.values() if not isinstance(value, bool))
     fields = {"run_id": run_id, **said, "event_id": event_id}

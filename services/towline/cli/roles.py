@@ -14,7 +14,6 @@ ROLES: Final = {
     "relay": "Streams, HTTP and the console.",
     "scheduler": "The durable scheduler for one machine.",
     "dev": "The whole stack on this machine.",
-    "dead-letters": "List, show, replay and discard what could not be trusted.",
     "demo": "All seven examples through real Kafka, then stop.",
     "dead-letters": "What could not be trusted: list, show, replay, discard.",
 }

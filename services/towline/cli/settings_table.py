@@ -19,7 +19,7 @@ from towline.cli.output import Printer, json_line, printable
 MODULES: Final = {
     "all roles": ("towline.contracts.settings", "towline.telemetry.setup"),
     "bridge": ("towline.bridge.settings",),
-    "worker": ("towline.worker.settings",),
+    "worker": ("towline.worker.settings", "towline.worker.streams.settings"),
     "relay": ("towline.relay.settings",),
     "scheduler": ("towline.scheduler.settings",),
 }

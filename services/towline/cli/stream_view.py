@@ -18,9 +18,9 @@ class StreamView:
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
-        self._open_turn: tuple[str, Any] | None = None
+        self._open_turn: tuple[str, str] | None = None
         """Agent and turn whose tokens are on the line that is not ended yet."""
-        self._shown: set[tuple[str, Any]] = set()
+        self._shown: set[tuple[str, str]] = set()
         """Turns whose tokens were written, so that their message is not."""
 
     def text(self, kind: str, data: Mapping[str, Any]) -> str:
@@ -105,5 +105,5 @@ class StreamView:
         return "\n"
 
 
-def _turn(data: Mapping[str, Any]) -> tuple[str, Any]:
-    return printable(str(data.get("agent") or "agent")), data.get("turn")
+def _turn(data: Mapping[str, Any]) -> tuple[str, str]:
+    return printable(str(data.get("agent") or "agent")), str(data.get("turn"))

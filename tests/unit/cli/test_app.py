@@ -1,0 +1,107 @@
+"""The command line as a whole: lazy roles, errors of one line, settings that are documented."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from towline.cli import roles, settings_table
+from towline.cli.app import app
+
+ROOT = Path(__file__).parents[3]
+runner = CliRunner()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["publish", "t", "--input", "hello"], "--input: is not JSON"),
+        (["publish", "t", "--run-id", "a b"], "run id 'a b': must be 1 to 128"),
+        (["publish", "t", "--tag", "x"], "--tag 'x': must be key=value"),
+        (["approve", "a b", "x"], "run id 'a b': must be"),
+        (["approve", "r", "x", "--data", "[1]"], "--data: must be a JSON object"),
+        (["tail", "a/b"], "run id 'a/b': must be"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_status_2(
+    arguments: list[str], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOWLINE_KAFKA_BOOTSTRAP", "127.0.0.1:1")
+    done = runner.invoke(app, arguments)
+    assert done.exit_code == 2, done.output
+    assert done.stderr.startswith(f"towline: {line}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOWLINE_KAFKA_SECURITY_PROTOCOL", "magic")
+    done = runner.invoke(app, ["results"])
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+    assert "security_protocol" in done.stderr
+
+
+def test_a_relay_that_is_away_is_one_line_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOWLINE_RELAY_URL", "http://127.0.0.1:1")
+    done = runner.invoke(app, ["runs"])
+    assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
+    assert "set TOWLINE_RELAY_URL" in done.stderr
+
+
+def test_help_lists_every_role_without_loading_it() -> None:
+    code = (
+        "import sys; from towline.cli.app import app\n"
+        "from typer.testing import CliRunner\n"
+        "print(CliRunner().invoke(app, ['--help']).stdout)\n"
+        "others = ('agent_framework', 'durabletask', 'faststream', 'redis')\n"
+        "print('loaded', [name for name in others if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "loaded []" in shown
+    assert all(role in shown for role in roles.ROLES)
+
+
+def test_a_role_loads_only_what_is_its_own() -> None:
+    code = (
+        "import sys; sys.argv = ['towline', 'scheduler', '--help']\n"
+        "from towline.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "others = ('agent_framework', 'aiokafka', 'redis', 'towline.cli.app')\n"
+        "print('loaded', [name for name in others if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "loaded []" in shown
+
+
+def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'agent_framework'", name="agent_framework")
+
+    monkeypatch.setattr("towline.cli.roles.importlib.import_module", absent)
+    with pytest.raises(SystemExit) as caught:
+        roles.run_role("worker", [])
+    assert caught.value.code == "towline worker needs agent_framework: pip install 'towline[worker]'"
+
+
+def test_every_setting_says_what_it_means() -> None:
+    settings = settings_table.collect()
+    assert len({(setting.role, setting.name) for setting in settings}) == len(settings)
+    assert [setting.name for setting in settings if not setting.description] == []
+
+
+def test_the_settings_page_is_up_to_date() -> None:
+    page = (ROOT / "docs/settings.md").read_text()
+    assert page == settings_table.markdown(settings_table.collect()), (
+        "write it anew: .venv/bin/towline settings --markdown > docs/settings.md"
+    )
+
+
+def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOWLINE_KAFKA_SASL_PASSWORD", "hunter2")
+    for option in ([], ["--json"], ["--markdown"]):
+        done = runner.invoke(app, ["settings", *option])
+        assert done.exit_code == 0
+        assert "hunter2" not in done.output
