@@ -7,13 +7,14 @@ import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Final, Protocol, cast
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from towline.bridge.catalog import Catalog
 from towline.contracts.cloudevents import decode
 from towline.contracts.errors import DecodeError
 from towline.contracts.events import AppRegistered
+from towline.contracts.salvage import TolerantConsumer
 from towline.contracts.settings import KafkaSettings
 from towline.delivery import Backoff, KafkaRecord
 
@@ -47,7 +48,7 @@ class CatalogFollower:
         consumer = cast(
             "_Reader",
             # Without a group: all partitions are ours.
-            AIOKafkaConsumer(
+            TolerantConsumer(
                 self._kafka.topics.catalog,
                 **self._kafka.connection(),
                 client_id="towline-bridge-catalog",

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Final, Protocol, cast
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from towline.contracts.errors import KafkaUnavailableError
 from towline.contracts.producer import EventProducer
+from towline.contracts.salvage import TolerantConsumer
 from towline.contracts.settings import KafkaSettings
 from towline.delivery.letters import Letter, Letters, LetterState, mark_record, replay_record
 from towline.delivery.membership import KafkaRecord
@@ -39,7 +40,7 @@ async def read_letters(kafka: KafkaSettings) -> Letters:
     letters = Letters()
     reader = cast(
         "_Reader",
-        AIOKafkaConsumer(
+        TolerantConsumer(
             kafka.topics.dead_letters,
             **kafka.connection(),
             client_id="towline-dead-letters",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias, cast
 
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 
+from towline.contracts.salvage import TolerantConsumer
 from towline.contracts.settings import KafkaSettings
 
 KafkaRecord: TypeAlias = "ConsumerRecord[bytes | None, bytes | None]"
@@ -68,7 +69,7 @@ def group_member(
         poll_s: Longest time between two polls; only a loop that hangs exceeds it.
     """
     arguments: dict[str, Any] = kafka.connection()
-    consumer = AIOKafkaConsumer(
+    consumer = TolerantConsumer(
         **arguments,
         group_id=group_id,
         client_id=f"towline-{group_id}",

@@ -13,13 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 from aiokafka.partitioner import murmur2  # pyright: ignore[reportUnknownVariableType]
 
 from towline.contracts.cloudevents import decode
 from towline.contracts.errors import DecodeError
+from towline.contracts.salvage import TolerantConsumer
 from towline.contracts.settings import KafkaSettings
 from towline.relay.ends import Held, HeldOutcomes, Progress
 from towline.relay.errors import RedisAwayError, RedisLostDataError
@@ -326,7 +327,7 @@ def _name(tp: TopicPartition) -> str:
 
 
 def _member(kafka: KafkaSettings, group: str) -> Any:
-    consumer = AIOKafkaConsumer(
+    consumer = TolerantConsumer(
         **kafka.connection(),
         group_id=group,
         client_id="towline-relay",
