@@ -1,0 +1,138 @@
+"""The stack that tests run against, by two backends.
+
+`embedded`: Kafka, Valkey and scheduler as processes of this machine, without Docker. `containers`: Kafka and
+Redis by testcontainers. Bridge, worker and relay are processes with their production command lines in both.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, Literal, cast
+from uuid import uuid4
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from towline.dev import SchedulerPart
+from towline.dev.stack import Stack, StackPlan
+from towline.testing.errors import TestKitError
+
+Backend = Literal["embedded", "containers"]
+
+KAFKA_IMAGE: Final = "confluentinc/cp-kafka:7.9.0"
+REDIS_IMAGE: Final = "redis:7"
+_SKIP_TIME: Final = "/towline.scheduler.Admin/SkipTime"
+_SKIP_TIMEOUT_S: Final = 30.0
+_PARTITIONS: Final = 3
+
+
+class TestStack(Stack):
+    """A running stack for tests: a `towline.dev` stack whose time can be skipped."""
+
+    __test__ = False  # pytest would collect it by its name
+
+    def skip_time(self, duration: timedelta) -> None:
+        """Let `duration` pass for timers, timeouts and scheduled starts, at once.
+
+        Raises:
+            TestKitError: The scheduler is not one with a test clock (another one was given by
+                `TOWLINE_SCHEDULER_ADDRESS`), or it is away.
+        """
+        request = Duration()
+        request.FromTimedelta(duration)
+        address = self.scheduler_address.removeprefix("http://")
+        with cast("Any", grpc).insecure_channel(address) as channel:
+            call = channel.unary_unary(_SKIP_TIME)
+            try:
+                Timestamp.FromString(call(request.SerializeToString(), timeout=_SKIP_TIMEOUT_S))
+            except grpc.RpcError as error:
+                raise TestKitError(
+                    f"the scheduler at {address} does not skip time: it must be Towline's own with "
+                    f"--test-clock ({cast('Any', error).details()})"
+                ) from error
+
+
+@contextmanager
+def running_stack(
+    app: str,
+    *,
+    data: Path,
+    backend: Backend = "embedded",
+    environ: Mapping[str, str],
+    settings: Mapping[str, str] | None = None,
+) -> Generator[TestStack]:
+    """A stack with `app` on it, under a topic prefix and task hub of its own.
+
+    Args:
+        app: ``module:attr``, as for ``towline worker --app``.
+        data: Folder for data and logs; a part's output is in ``data/<part>/log``.
+        backend: Where Kafka and Redis come from.
+        environ: Addresses in it (`TOWLINE_KAFKA_BOOTSTRAP`, …) are used instead of starting those
+            parts; `TOWLINE_TEST_KAFKA_IMAGE` and `TOWLINE_TEST_REDIS_IMAGE` choose other images.
+        settings: More `TOWLINE_*` (and other) variables for bridge, worker and relay.
+
+    Raises:
+        TestKitError: No container engine answers.
+        DevError: A part could not be started.
+    """
+    name = uuid4().hex[:8]
+    with ExitStack() as exits:
+        given = {variable: environ[variable] for variable in _ADDRESSES if environ.get(variable)}
+        if backend == "containers":
+            given |= exits.enter_context(_containers(environ, given))
+        if "TOWLINE_SCHEDULER_ADDRESS" not in given:
+            scheduler = SchedulerPart(data=data / "scheduler", options=("--test-clock",))
+            given["TOWLINE_SCHEDULER_ADDRESS"] = exits.enter_context(scheduler).address
+        plan = StackPlan(
+            data=data,
+            app=app,
+            given=given,
+            settings={
+                "TOWLINE_KAFKA_TOPIC_PREFIX": f"test-{name}.",
+                "TOWLINE_SCHEDULER_TASKHUB": f"test-{name}",
+                **(settings or {}),
+            },
+            partitions=_PARTITIONS,
+        )
+        stack = TestStack(plan)
+        exits.callback(stack.stop)
+        stack.start()
+        yield stack
+
+
+_ADDRESSES: Final = ("TOWLINE_KAFKA_BOOTSTRAP", "TOWLINE_REDIS_URL", "TOWLINE_SCHEDULER_ADDRESS")
+
+
+@contextmanager
+def _containers(environ: Mapping[str, str], given: Mapping[str, str]) -> Generator[dict[str, str]]:
+    """Kafka and Redis in containers, except what is given."""
+    try:
+        kafka_class: Any = importlib.import_module("testcontainers.community.kafka").KafkaContainer
+        redis_class: Any = importlib.import_module("testcontainers.community.redis").RedisContainer
+        docker_errors: Any = importlib.import_module("docker.errors")
+    except ModuleNotFoundError as error:
+        raise TestKitError(f"{error.name} is not installed: pip install 'towline[testing]'") from error
+    made: dict[str, str] = {}
+    with ExitStack() as exits:
+        try:
+            if "TOWLINE_KAFKA_BOOTSTRAP" not in given:
+                image = environ.get("TOWLINE_TEST_KAFKA_IMAGE", KAFKA_IMAGE)
+                kafka = exits.enter_context(kafka_class(image).with_kraft())
+                made["TOWLINE_KAFKA_BOOTSTRAP"] = kafka.get_bootstrap_server()
+            if "TOWLINE_REDIS_URL" not in given:
+                image = environ.get("TOWLINE_TEST_REDIS_IMAGE", REDIS_IMAGE)
+                redis = exits.enter_context(redis_class(image))
+                host, port = redis.get_container_host_ip(), redis.get_exposed_port(6379)
+                made["TOWLINE_REDIS_URL"] = f"redis://{host}:{port}/0"
+        except docker_errors.DockerException as error:
+            raise TestKitError(
+                f"containers cannot be started: {error}. Start a Docker engine, set "
+                "TOWLINE_TEST_KAFKA_IMAGE and TOWLINE_TEST_REDIS_IMAGE to images that are there, "
+                "or use --towline-backend embedded"
+            ) from error
+        yield made
