@@ -8,6 +8,7 @@ from typing import Final
 
 from pydantic import JsonValue
 
+from towline.bridge import metrics
 from towline.contracts import ids
 from towline.contracts.cloudevents import Record
 from towline.contracts.events import (
@@ -60,6 +61,10 @@ class Answers:
                 tracestate=tracestate,
             )
         )
+        reason = getattr(data, "reason", None) if data.topic == "events" else None
+        error: ErrorInfo | None = getattr(data, "error", None)
+        labels = {"type": data.event_type, "reason": error.type if error else reason or ""}
+        metrics.answers.add(1, labels)
 
     async def again(self, record: KafkaRecord) -> None:
         """Publish a command anew, as it is, at the end of its topic."""

@@ -23,6 +23,7 @@ from towline.contracts.producer import EventProducer
 from towline.contracts.settings import KafkaSettings, SchedulerSettings
 from towline.delivery import Backoff, Consumer, ConsumerOptions, Limits, Policy
 from towline.delivery.dead_letters import DeadLetterWriter
+from towline.delivery.metrics import observe
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class Bridge:
         # Of its own, so that a flood of requests never keeps a decision waiting.
         approvals = self._consumer("approvals", commands, dead_letter)
         self._consumers += [runs, approvals]
+        observe(self._consumers)
         sweeper = Sweeper(
             scheduler,
             answers,

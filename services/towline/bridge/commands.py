@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias, cast
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
+from towline.bridge import metrics
 from towline.bridge.answers import Answers
 from towline.bridge.availability import Availability
 from towline.bridge.catalog import Catalog
@@ -123,12 +124,15 @@ class Commands:
             },
         ):
             try:
-                return await self._dispatch(event, delivery)
+                outcome = await self._dispatch(event, delivery)
             except SchedulerAwayError as error:
                 self._availability.lost(str(error))
                 return Retry("scheduler_away")
             except PublishError:
                 return Retry("kafka_away")
+        if not isinstance(outcome, Retry):
+            metrics.record_delay(event.type, event.time, self._answers.now())
+        return outcome
 
     async def _dispatch(self, event: Event, delivery: Delivery[Command]) -> Outcome:
         waited_s = time.monotonic() - delivery.received_at
@@ -182,6 +186,7 @@ class Commands:
         except SchedulerRefusedError as error:
             kind = "input_too_large" if error.too_large else "refused_by_scheduler"
             return await self._reject(event, ErrorInfo(type=kind, message=f"the scheduler refused: {error}"))
+        metrics.runs_accepted.add(1, {"run_type": start.run_type})
         logger.info("run_accepted", extra={"run_id": run_id, "run_type": start.run_type})
         return DONE
 

@@ -113,7 +113,7 @@ def replay_letters(
 ) -> None:
     """Publish dead letters again where they came from, in order, with their original key and headers."""
     kafka = KafkaSettings()
-    chosen = _chosen(_do(read_letters(kafka)), ids, filters, everything)
+    chosen = _chosen(kafka, ids, filters, everything)
     try:
         for letter in chosen:
             replay_record(letter, replays_max_count=max_replays)
@@ -142,7 +142,7 @@ def discard(
 ) -> None:
     """Take dead letters off the list for good. They stay in the topic until its retention ends."""
     kafka = KafkaSettings()
-    chosen = _chosen(_do(read_letters(kafka)), ids, filters, everything)
+    chosen = _chosen(kafka, ids, filters, everything)
     if dry_run:
         for letter in chosen:
             typer.echo(f"would discard {letter.origin} ({_printable(letter.reason)})")
@@ -165,10 +165,11 @@ def _producer(kafka: KafkaSettings) -> EventProducer:
 
 
 def _chosen(
-    letters: Letters, ids: list[str] | None, filters: list[str] | None, everything: bool
+    kafka: KafkaSettings, ids: list[str] | None, filters: list[str] | None, everything: bool
 ) -> list[Letter]:
     if not (ids or filters or everything):
         _fail("give ids, --filter or --all: nothing is chosen by default")
+    letters = _do(read_letters(kafka))
     if not ids:
         return _select(letters, filters, ("open",))
     named = {letter.origin: letter for letter in (_find(letters, text) for text in ids)}

@@ -97,6 +97,13 @@ class Consumer(Generic[MessageT]):
         self._progress_at = time.monotonic()
         self._longest_running_s = 0.0
         self._joined = False
+        self.lag = 0
+        """Records in our partitions above what is finished, as of the last commit."""
+
+    @property
+    def on_hold(self) -> str | None:
+        """Why nothing is consumed now, or None."""
+        return self._held
 
     # -- life ------------------------------------------------------------------------------------------
 
@@ -219,6 +226,7 @@ class Consumer(Generic[MessageT]):
         if now < self._next_commit or (self._commit_task is not None and not self._commit_task.done()):
             return
         self._next_commit = now + self.options.commit_every_s
+        self.lag = self._measure_lag(client)
         self._commit_task = asyncio.create_task(self._commit(client, self._assigned), name="delivery-commit")
 
     async def _commit(self, client: GroupMember, partitions: Iterable[TopicPartition]) -> None:
@@ -238,6 +246,18 @@ class Consumer(Generic[MessageT]):
             logger.warning("commit_failed", extra={"group": self.options.group_id, "error": repr(error)})
         else:
             self._committed.update(offsets)
+
+    def _measure_lag(self, client: GroupMember) -> int:
+        finished = self.processor.lanes.next_offsets()
+        lag = 0
+        for partition in self._assigned:
+            try:
+                end = client.highwater(partition)
+            except (AssertionError, IllegalStateError):
+                continue  # taken away meanwhile
+            if end is not None and partition in finished:
+                lag += max(0, end - finished[partition])
+        return lag
 
     # -- back pressure ---------------------------------------------------------------------------------
 

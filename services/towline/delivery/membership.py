@@ -42,6 +42,10 @@ class GroupMember(Protocol):
         """Commit; retries by itself for as long as the coordinator is away."""
         ...
 
+    def highwater(self, partition: TopicPartition) -> int | None:
+        """The offset that the partition's next record will get, as of the last fetch."""
+        ...
+
     def pause(self, *partitions: TopicPartition) -> None:
         """Hand out nothing more of `partitions`."""
         ...
