@@ -59,6 +59,7 @@ class Journal:
         self._open = _Batch()
         self._committing: _Batch | None = None
         self._scheduled = False
+        self._doomed: BaseException | None = None
         self._delayed: asyncio.TimerHandle | None = None
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="scheduler-commit", daemon=True)
@@ -169,7 +170,9 @@ class Journal:
         for future in batch.waiters:
             if not future.done():
                 future.set_result(None)
-        if self._open.changes or self._open.waiters:
+        if self._doomed is not None:
+            self._fail(self._open, self._doomed)
+        elif self._open.changes or self._open.waiters:
             self.kick()
 
     def _fail(self, batch: _Batch, error: BaseException) -> None:
@@ -179,7 +182,7 @@ class Journal:
             self._connection.rollback()
         # What came after the failed batch builds on it and goes with it.
         following, self._open = self._open, _Batch()
-        self._committing = None
+        self._committing = self._doomed = None
         self._on_failure(error)
         for future in (*batch.waiters, *following.waiters):
             if not future.done():
@@ -189,6 +192,8 @@ class Journal:
         """Undo everything that is not committed: the state in memory can't be trusted any more."""
         if self._committing is None:
             self._fail(self._open, error)
+        else:
+            self._doomed = error  # the commit under way is sound; the batch after it is not
 
     def _work(self) -> None:
         while True:
