@@ -122,6 +122,7 @@ events = st.builds(
 ).map(lambda event: replace(event, subject=event.data.run_id))  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@settings(deadline=None)
 @given(events)
 def test_binary_mode_reads_what_it_writes(event: Event) -> None:
     record = encode(event)
@@ -129,6 +130,7 @@ def test_binary_mode_reads_what_it_writes(event: Event) -> None:
     assert record.key == event.subject.encode()  # pyright: ignore[reportOptionalMemberAccess]
 
 
+@settings(deadline=None)
 @given(events, st.booleans())
 def test_structured_mode_reads_the_same_event(event: Event, as_base64: bool) -> None:
     record = encode(event)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -73,6 +73,7 @@ def test_errors_carry_the_outcome() -> None:
     assert RunRejectedError(rejected).run_id == "r"
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 30)), st.integers(1, 10))
 def test_recent_ids_drop_exactly_what_they_still_remember(ids: list[int], capacity: int) -> None:
     recent = RecentIds(capacity)
