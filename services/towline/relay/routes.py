@@ -16,6 +16,7 @@ from starlette.routing import Route
 from towline.contracts.events import ControlAction
 from towline.contracts.stream import stream_key, wake_channel
 from towline.relay import commands, sse
+from towline.relay.agui import AguiTranslator
 from towline.relay.errors import RedisAwayError
 from towline.relay.guard import require
 from towline.relay.hub import Hub, Piece, Source
@@ -134,12 +135,17 @@ class Door:
 
     async def run_stream(self, request: Request) -> Any:
         """GET /runs/{run_id}/stream."""
-        return await self._run_stream(request, None)
+        return await self._run_stream(request, _resume_at(request), None)
 
-    async def _run_stream(self, request: Request, translate: Translate | None) -> Any:
+    async def run_agui(self, request: Request) -> Any:
+        """GET /runs/{run_id}/agui."""
+        translator = AguiTranslator(request.path_params["run_id"], _resume_at(request))
+        # What came before the cursor says which messages are open.
+        return await self._run_stream(request, sse.START_ID, translator.translate)
+
+    async def _run_stream(self, request: Request, cursor: str, translate: Translate | None) -> Any:
         principal = require(request, "read")
         run_id = commands.checked_run_id(request.path_params["run_id"])
-        cursor = _resume_at(request)
         waited = request.query_params.get("wait")
         wait_s = self.settings.unknown_run_grace_s if waited is None else _seconds("wait", waited)
         client = self._client(Source(stream_key(run_id), wake_channel(run_id)), cursor)
@@ -179,8 +185,8 @@ class Door:
             frozenset(request.query_params.getlist("run_type")),
             tuple(request.query_params.getlist("tag")),
         )
-        cursor = _resume_at(request, default=None)
-        if cursor is None:
+        cursor = _resume_at(request, default="")
+        if not cursor:
             cursor = await self.index.newest(EVENTS_KEY)
         # Clients with the same filter share a feed.
         source = Source(EVENTS_KEY, EVENTS_CHANNEL, wanted.encode, variant=repr(wanted))
@@ -214,6 +220,7 @@ class Door:
             Route("/runs", self.list_runs, methods=["GET"]),
             Route(run, self.get_run, methods=["GET"]),
             Route(f"{run}/stream", self.run_stream, methods=["GET"]),
+            Route(f"{run}/agui", self.run_agui, methods=["GET"]),
             *(
                 Route(f"{run}/{action}", self.control(action), methods=["POST"])
                 for action in ("cancel", "suspend", "resume")
@@ -256,10 +263,10 @@ def _unknown(run_id: str) -> ProblemError:
     return ProblemError(404, "unknown_run", f"run_id: nothing is known of a run {run_id!r}")
 
 
-def _resume_at(request: Request, default: str | None = sse.START_ID) -> Any:
+def _resume_at(request: Request, default: str = sse.START_ID) -> str:
     # A browser that connects again repeats the first URL; its header is newer than the URL's cursor.
     cursor = request.headers.get("last-event-id") or request.query_params.get("cursor") or default
-    if cursor is not None and not sse.is_cursor(cursor):
+    if cursor and not sse.is_cursor(cursor):
         raise ProblemError(400, "invalid_cursor", "Last-Event-ID, cursor: must be an id of this stream")
     return cursor
 

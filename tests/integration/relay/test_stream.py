@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 from typing import Any
@@ -245,3 +246,27 @@ async def test_a_stopping_relay_sends_its_readers_to_another(
     await publisher.completed("r1")
     rest = await asyncio.wait_for(read_sse(http, f"{second.url}/runs/r1/stream", cursor=seen[-1].id), 30)
     assert [event.event for event in (*seen, *rest)] == ["status", "end"]
+
+
+async def test_the_stream_is_there_for_agui_front_ends_too(
+    start_relay: StartRelay, writer: TokenWriter, publisher: Publisher, http: httpx.AsyncClient
+) -> None:
+    relay = start_relay()
+    url = f"{relay.url}/runs/r1/agui"
+    await publisher.started("r1", session_id="s1")
+    await read_sse(http, f"{relay.url}/runs/r1/stream", count=1)
+    turn = writer.open("r1", 1, "Poet")
+    turn.write("Roses")
+    turn.finish("Roses")
+    await publisher.completed("r1", "Roses")
+    answer = await http.get(url)
+    events = [json.loads(line[6:]) for line in answer.text.split("\n") if line.startswith("data: ")]
+    assert [event["type"] for event in events] == [
+        "RUN_STARTED",
+        "STATE_SNAPSHOT",
+        "TEXT_MESSAGE_START",
+        "TEXT_MESSAGE_CONTENT",
+        "TEXT_MESSAGE_END",
+        "RUN_FINISHED",
+    ]
+    assert events[0]["threadId"] == "s1"
