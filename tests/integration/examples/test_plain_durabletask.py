@@ -18,6 +18,8 @@ from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 from durabletask.client import OrchestrationState, OrchestrationStatus
 from durabletask.worker import ConcurrencyOptions
 
+from examples.demo import DEMO
+
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 QUIET = logging.getLogger("towline.examples.sdk")
 QUIET.setLevel(logging.CRITICAL)
@@ -83,8 +85,9 @@ def failure(state: OrchestrationState) -> tuple[str, str]:
     return state.failure_details.error_type.rpartition(".")[2], state.failure_details.message
 
 
-@pytest.mark.parametrize("module", sorted(EXAMPLES.glob("*/app.py")), ids=lambda path: path.parent.name)
-def test_an_example_imports_only_maf_durabletask_and_its_model(module: Path) -> None:
+@pytest.mark.parametrize("pattern", [demo.pattern for demo in DEMO])
+def test_an_example_imports_only_maf_durabletask_and_its_model(pattern: str) -> None:
+    module = EXAMPLES / pattern / "app.py"
     imported = {
         name.split(".")[0] if name != "examples.models" else name
         for node in ast.walk(ast.parse(module.read_text()))
