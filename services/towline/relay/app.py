@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from towline.relay.guard import Guard
 from towline.relay.limits import RateLimiter
 from towline.relay.openapi import description_routes
+from towline.relay.pages import page_routes
 from towline.relay.principals import Authenticator, NoAuth
 from towline.relay.problems import HANDLERS
 from towline.relay.routes import Door
@@ -51,7 +52,12 @@ def build_app(
             ),
         )
     return Starlette(
-        routes=[*health_routes(live=live, ready=ready), *description_routes(), *door.routes()],
+        routes=[
+            *health_routes(live=live, ready=ready),
+            *description_routes(),
+            *page_routes(),
+            *door.routes(),
+        ],
         middleware=middleware,
         exception_handlers=dict(HANDLERS),
     )

@@ -13,10 +13,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from towline.relay.auth.choose import is_loopback
 from towline.relay.limits import RateLimiter
+from towline.relay.pages import PAGE_PATHS
 from towline.relay.principals import Authenticator, Principal, Role
 from towline.relay.problems import ProblemError
 
-OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/"})
+OPEN_PATHS: Final = PAGE_PATHS | {"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"}
 """Served to everybody: they tell nothing about runs."""
 _SECURITY_HEADERS: Final = {
     "Content-Security-Policy": (
@@ -71,7 +72,7 @@ class Guard:
             await send(message)
 
         try:
-            if scope["path"] not in self._open_paths and not scope["path"].startswith("/console/"):
+            if scope["path"] not in self._open_paths:
                 connection = HTTPConnection(scope)
                 self._refuse_other_sites(connection)
                 principal = await self._who(connection)
