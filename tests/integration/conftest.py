@@ -11,7 +11,7 @@ import asyncio
 import os
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -79,6 +79,21 @@ def stack(kafka: str, valkey: str, scheduler: str, tmp_path: Path) -> Generator[
     `towline.dev.stack.Stack`: ``.kafka`` (settings for a client), ``.relay_url``, ``.redis_url``,
     ``.scheduler_address``, ``["worker"].kill()`` … `start`.
     """
+    with _stacks(kafka, valkey, scheduler, tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def module_stack(
+    kafka: str, valkey: str, scheduler: str, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[StackFactory]:
+    """As `stack`, for a stack that all tests of a module share: starting one takes seconds."""
+    with _stacks(kafka, valkey, scheduler, tmp_path_factory.mktemp("stacks")) as start:
+        yield start
+
+
+@contextmanager
+def _stacks(kafka: str, valkey: str, scheduler: str, folder: Path) -> Generator[StackFactory]:
     shared = {
         "kafka": ("TOWLINE_KAFKA_BOOTSTRAP", kafka),
         "valkey": ("TOWLINE_REDIS_URL", valkey),
@@ -95,12 +110,13 @@ def stack(kafka: str, valkey: str, scheduler: str, tmp_path: Path) -> Generator[
         ) -> Stack:
             name = uuid4().hex[:8]
             plan = StackPlan(
-                data=tmp_path / f"stack-{name}",
+                data=folder / f"stack-{name}",
                 app=app,
                 given=dict(address for part, address in shared.items() if part not in own),
                 settings={
                     "TOWLINE_KAFKA_TOPIC_PREFIX": f"t{name}.",
                     "TOWLINE_SCHEDULER_TASKHUB": f"t{name}",
+                    "TOWLINE_RELAY_GROUP": f"t{name}.relay",
                     **(settings or {}),
                 },
                 roles=roles,

@@ -45,6 +45,9 @@ async def _from_relay(url: str, run_id: str, printer: Printer) -> int:
                 printer.raw(view.text(message.event, data))
             if message.event == "end":
                 status = 0 if data.get("outcome") == "completed" else 1
+                if status and not printer.as_json:
+                    # The stream's end carries an output only; why there is none is in the run.
+                    printer.raw(view.why(await relay.get_json(url, f"/runs/{run_id}")))
     finally:
         if not printer.as_json:
             printer.raw(view.end())

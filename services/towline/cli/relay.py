@@ -29,9 +29,9 @@ def configured_url() -> str | None:
 
 
 async def find() -> str | None:
-    """The relay to use: the configured one, else one at the usual local address, if it answers."""
+    """The configured relay ("none": none), else one at the usual local address, if it answers."""
     if url := configured_url():
-        return url
+        return None if url == "none" else url
     try:
         async with httpx.AsyncClient(timeout=0.5, trust_env=False) as client:
             answer = await client.get(f"{DEFAULT_URL}/healthz")

@@ -44,7 +44,8 @@ COMMAND_LINE: Final = (
         _COMMAND_LINE,
         "TOWLINE_RELAY_URL",
         "http://127.0.0.1:8090",
-        "Where `tail`, `runs` and `publish --follow` find the relay; `dev` then starts none.",
+        "Where `tail`, `runs` and `publish --follow` find the relay (`none`: there is none); `dev` then "
+        "starts none.",
     ),
     Setting(_COMMAND_LINE, "TOWLINE_RELAY_TOKEN", "", "API key or OIDC token for the relay.", is_secret=True),
     Setting(

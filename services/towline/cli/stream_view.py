@@ -39,6 +39,13 @@ class StreamView:
         # A later version's entry is shown as it is.
         return self._line(f"{printable(kind)} {short(dict(data))}") if show is None else show(data)
 
+    def why(self, run: Mapping[str, Any]) -> str:
+        """What to write after an end without output, from the run's description."""
+        error: Mapping[str, Any] | None = run.get("error")
+        if error:
+            return self._line(f"  {printable(str(error.get('type')))}: {short(str(error.get('message')))}")
+        return self._line(f"  {short(str(run['reason']))}") if run.get("reason") else ""
+
     def end(self) -> str:
         """What to write when nothing follows."""
         return self._close()

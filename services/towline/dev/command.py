@@ -26,6 +26,18 @@ USUAL_PORTS: Final = {"kafka": 9092, "valkey": 6379, "scheduler": 8080, "relay":
 EXAMPLES: Final = "examples.all:setup_worker"
 SAMPLE: Final = "towline.cli.sample_app:setup_worker"
 
+_FIRST_STEPS: Final = {
+    EXAMPLES: (
+        'towline publish agent.TravelPlanner --input \'{"message": "Plan three days in Porto."}\' --follow',
+        'towline publish write_article --input \'{"topic": "tides"}\' --run-id article-1',
+        "towline approve article-1 HumanApproval",
+    ),
+    SAMPLE: (
+        "towline publish greet --input '\"Ann\"' --run-id greet-1",
+        "towline approve greet-1 HumanApproval",
+    ),
+}
+
 
 @app.command()
 def dev(
@@ -116,12 +128,14 @@ async def _supervise(supervisor: Supervisor) -> None:
 def summary(stack: Stack, env_file: Path | None) -> str:
     """What a person wants to know once all is ready."""
     addresses = "\n".join(f"  {name}={value}" for name, value in sorted(stack.addresses.items()))
-    first = f"set -a; . {env_file}; set +a" if env_file is not None else "(with the variables above set)"
     relay = stack.addresses.get("TOWLINE_RELAY_URL")
-    console = f"\n  open {relay}   # the console" if relay else ""
+    first = [f"set -a; . {env_file}; set +a"] if env_file is not None else []
+    steps = [*first, *_FIRST_STEPS.get(stack.plan.app, ()), "towline results --follow"]
+    if relay:
+        steps.append(f"open {relay}   # the console")
+    tries = "\n".join(f"  {step}" for step in steps)
     return (
         f"\nTowline is ready, serving {stack.plan.app}.\n{addresses}\n\n"
-        f"Try, in another terminal:\n  {first}\n"
-        '  towline publish agent.Joker --input \'{"message": "Tell me a joke."}\' --follow\n'
-        f"  towline results --follow{console}\nCtrl-C stops all of it.\n"
+        f"Try, in another terminal{'' if env_file else ' with these variables set'}:\n{tries}\n"
+        "Ctrl-C stops all of it.\n"
     )

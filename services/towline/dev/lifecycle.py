@@ -9,7 +9,8 @@ WAITING ──may start──▶ STARTING ──ready──▶ READY
    └ (not wanted: STARTING, READY ──▶ STOPPING ──ended──▶ STOPPED; WAITING, BACKOFF ──▶ STOPPED)
 ```
 A part that was never ready and ended `Policy.first_starts_max` times is FAILED: its command line or
-app is wrong, and trying for ever would only hide that. One that was ready once is mended for ever.
+app is wrong, and trying for ever would only hide that; one that says so itself, at once. One that was
+ready once is mended for ever.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ class Seen:
     """What it needs is there."""
     ended: bool = False
     """There is no process (STARTING, READY, STOPPING only)."""
+    refuses: bool = False
+    """It ended with the status that means: the command line is wrong."""
     ready: bool = False
     """Its probe succeeded since the last start."""
 
@@ -138,7 +141,7 @@ def _leave(life: Life, seen: Seen, now: float, policy: Policy) -> Step:
             else (_enter(life, Phase.STOPPING, now), ("terminate",))
         )
     life = replace(life, failures=life.failures + 1)
-    hopeless = not life.was_ready and life.failures >= policy.first_starts_max
+    hopeless = not life.was_ready and (seen.refuses or life.failures >= policy.first_starts_max)
     return _enter(life, Phase.FAILED if hopeless else Phase.BACKOFF, now), ()
 
 

@@ -17,6 +17,8 @@ from towline.dev.part import Part
 from towline.dev.stack import Stack
 
 TICK_S: Final = 0.03
+USAGE_STATUS: Final = 2
+"""Exit status of a command whose command line or settings are wrong."""
 _PROBE_EVERY_S: Final = 0.05
 
 _T = TypeVar("_T")
@@ -131,6 +133,7 @@ class Supervisor:
             wanted=wanted,
             may_start=may_start and one.prepared,
             ended=one.spawn_failed or not one.part.is_running,
+            refuses=one.part.exit_status() == USAGE_STATUS,
             ready=one.ready,
         )
         before = one.life
@@ -167,7 +170,8 @@ class Supervisor:
             what = "could not be started" if one.spawn_failed else f"ended with status {status}"
             self._say(f"{name} {what}: started again in {policy.backoff_s(now.failures):g} s")
         elif now.phase is Phase.FAILED:
-            what = f"ended {now.failures} times before it was ready, last with status {status}"
+            times = "once" if now.failures == 1 else f"{now.failures} times"
+            what = f"ended {times} before it was ready, last with status {status}"
             self._fail(PartFailedError(name, what, one.part.last_lines))
 
     async def _probe_until_ready(self, one: _Supervised) -> None:

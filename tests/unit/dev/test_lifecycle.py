@@ -114,6 +114,12 @@ def test_one_that_never_was_ready_is_given_up_after_three_starts() -> None:
     assert (world.life.phase, world.spawned) == (Phase.FAILED, 3)
 
 
+def test_one_that_refuses_its_command_line_is_given_up_at_once() -> None:
+    life = Life(phase=Phase.STARTING)
+    life, _ = step(life, Seen(ended=True, refuses=True), 1, POLICY)
+    assert life.phase is Phase.FAILED
+
+
 def test_one_that_was_ready_once_is_never_given_up() -> None:
     world = World()
     world.tick(wanted=True)
