@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -71,6 +72,9 @@ def hosted(name: str, code: Callable[..., Any], hosting: Hosting) -> Callable[..
         output: Any = code(context, user_input)
         if sdk.is_generator(output):
             output = yield from drive(context, cast("UserCode", output))
+        elif inspect.iscoroutine(output):
+            output.close()
+            raise TypeError(f"{name} is an async function: an orchestration is a generator that yields tasks")
         run.drops_events = context.next_generation is not None and not context.next_generation.save_events
         if hosting.give_output is not None:
             output = hosting.give_output(output, run)

@@ -1,0 +1,137 @@
+"""`--app`: what can be hosted, and what is said about what can't."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent_framework import Agent
+from agent_framework_durabletask import DurableAIAgentWorker
+from tests.unit.worker.simulator import make_worker
+
+from towline.testing.scripted import ScriptedChatClient
+from towline.worker import App, sdk
+from towline.worker.agents import no_instrumentation
+from towline.worker.errors import AppLoadError, UnsupportedSdkError
+from towline.worker.loader import LoadedApp, load, set_up
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("nothing", "package.module:attribute"),
+        ("no_such_module:x", "no module 'no_such_module'"),
+        ("loader_broken:x", "ZeroDivisionError"),
+        ("loader_lacking:x", "no_such_dependency"),
+        ("loader_fine:other", "no 'other'"),
+        ("loader_fine:number", "is a int"),
+        ("loader_fine:later", "expected a towline.worker.App"),
+    ],
+)
+def test_what_cannot_be_hosted_is_named_with_the_fix(here: Path, target: str, said: str) -> None:
+    (here / "loader_broken.py").write_text("1 / 0")
+    (here / "loader_lacking.py").write_text("import no_such_dependency")
+    (here / "loader_fine.py").write_text("number = 1\nasync def later(worker): ...\n")
+    with pytest.raises(AppLoadError, match=said):
+        load(target)
+
+
+def test_a_module_of_the_current_folder_is_found_with_its_version(here: Path) -> None:
+    (here / "loader_versioned.py").write_text("__version__ = '3.1'\ndef setup_worker(worker): ...\n")
+    found = load("loader_versioned:setup_worker")
+    assert (found.name, found.version) == ("loader_versioned", "3.1")
+
+
+def agent(name: str) -> Agent:
+    return Agent(client=ScriptedChatClient("x"), name=name, description=f"{name}!")
+
+
+def catalog_of(register: Any, **options: Any) -> Any:
+    return set_up(LoadedApp(register, "app", "1"), make_worker(), no_instrumentation, **options)
+
+
+def test_agents_and_orchestrations_are_listed_and_the_hosts_own_are_not() -> None:
+    def register(worker: Any) -> None:
+        DurableAIAgentWorker(worker).add_agent(agent("Writer"))
+
+        def review(ctx: Any, value: Any) -> Any:
+            """Reviews."""
+
+        def internal(ctx: Any, value: Any) -> Any: ...
+
+        internal.__name__ = "towline.internal"
+        worker.add_orchestrator(review)
+        worker.add_orchestrator(internal)
+
+    catalog = catalog_of(register, name="mine", version="2")
+    event = catalog.event("s")
+    assert [(each.name, each.description) for each in event.data.run_types] == [
+        ("agent.Writer", "Writer!"),
+        ("review", "Reviews."),
+    ]
+    assert (event.data.app, event.data.version, event.data.agents) == ("mine", "2", ["Writer"])
+    assert event.id == catalog_of(register, name="mine", version="2").event("s").id
+
+
+def test_agents_are_instrumented_whichever_way_they_are_registered() -> None:
+    seen: list[str] = []
+
+    def instrument(each: Any, registered_name: str) -> Any:
+        seen.append(registered_name)
+        return each
+
+    app = App("a")
+    app.agent(agent("Writer"))
+    set_up(LoadedApp(app, "a", "1"), make_worker(), instrument)
+    assert seen == ["Writer"]
+
+
+def test_registrations_on_other_workers_are_left_alone() -> None:
+    other = make_worker()
+
+    def register(worker: Any) -> None:
+        DurableAIAgentWorker(other).add_agent(agent("Elsewhere"))
+        DurableAIAgentWorker(worker).add_agent(agent("Here"))
+
+    assert catalog_of(register).agents == ["Here"]
+
+
+@pytest.mark.parametrize(
+    ("register", "said"),
+    [
+        (lambda worker: None, "registered no agent"),
+        (lambda worker: 1 / 0, "ZeroDivisionError"),
+    ],
+)
+def test_a_set_up_that_fails_or_registers_nothing_is_an_error(register: Any, said: str) -> None:
+    with pytest.raises(AppLoadError, match=said):
+        catalog_of(register)
+
+
+def test_two_run_types_of_one_name_are_an_error() -> None:
+    def register(worker: Any) -> None:
+        DurableAIAgentWorker(worker).add_agent(agent("Writer"))
+
+        def code(ctx: Any, value: Any) -> Any: ...
+
+        code.__name__ = "agent.Writer"
+        worker.add_orchestrator(code)
+
+    with pytest.raises(AppLoadError, match=r"agent\.Writer"):
+        catalog_of(register)
+
+
+def test_another_sdk_is_named_with_the_version_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    sdk.check()
+    monkeypatch.setattr(sdk, "version", lambda package: "9.9")
+    with pytest.raises(UnsupportedSdkError, match=r"9\.9 is installed.*1\.12\.0"):
+        sdk.check()
