@@ -163,3 +163,29 @@ async def test_a_hundred_bad_events_do_not_stop_the_good_ones_among_them(wire: W
         ),
         "100 dead letters",
     )
+
+
+BAD_DECISIONS: dict[str, bytes | None] = {
+    "approved as text": b'{"run_id": "RUN", "approval_id": "HumanApproval", "approved": "true"}',
+    "no approval_id": b'{"run_id": "RUN", "approved": true}',
+    "no verdict": b'{"run_id": "RUN", "approval_id": "HumanApproval"}',
+    "data is no object": b'{"run_id": "RUN", "approval_id": "HumanApproval", "approved": true, "data": 7}',
+    "null value": None,
+}
+
+
+@pytest.mark.parametrize("case", BAD_DECISIONS)
+async def test_a_decision_that_cannot_be_trusted_decides_nothing(wire: Wire, case: str) -> None:
+    run_id = await wire.start("two_questions")
+    await wire.asked(run_id, "HumanApproval")
+    value = BAD_DECISIONS[case]
+    value = None if value is None else value.replace(b"RUN", run_id.encode())
+    await wire.send("approvals", value, key=run_id, headers=binary("approval.decided"))
+
+    (letter,) = await wire.until(lambda: wire.dead_letters(run_id), "a dead letter")
+    assert letter.headers["towline_dead_letter_topic"].endswith("approvals")
+    assert wire.of(run_id, "approval.resolved") == []
+
+    await wire.decide(run_id, "HumanApproval", True)
+    await wire.decide(run_id, "HumanApproval~2", False)
+    assert (await wire.outcome(run_id)).data["output"] == [True, False]
