@@ -38,7 +38,8 @@ TOPICS: Final[tuple[TopicSpec, ...]] = (
         "dead-letters",
         "what could not be trusted, with the reason",
         partitions=1,
-        settings={"retention.ms": str(30 * _DAY_MS)},
+        # Room for the largest record that the other topics take, with the headers that say what is wrong.
+        settings={"retention.ms": str(30 * _DAY_MS), "max.message.bytes": str(2 * 1024 * 1024)},
     ),
 )
 

@@ -9,13 +9,16 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from aiokafka import AIOKafkaConsumer
 from durabletask.azuremanaged.client import AsyncDurableTaskSchedulerClient
 from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 from durabletask.client import OrchestrationStatus
 from tests.integration.bridge.test_requests import started
 from tests.integration.bridge.wire import Wire
 
-from towline.contracts.durable import CANCEL_EVENT, DECISION_EVENT
+from towline.bridge import commands
+from towline.contracts.durable import CANCEL_EVENT, DECISION_EVENT, unwrap_input, wrap_input
+from towline.contracts.events import RunTypeInfo
 
 
 class RunCancelledError(Exception):
@@ -42,6 +45,15 @@ def three_events(context, _input):
     return names
 
 
+def two_generations(context, run_input):
+    """Takes a decision, then goes on as a new generation that knows its id, as the host's book does."""
+    envelope, _ = unwrap_input(run_input)
+    if envelope.carried is None:
+        command = yield context.wait_for_external_event(DECISION_EVENT)
+        known = envelope.model_copy(update={"carried": {"seen": [command["command_id"]]}})
+        context.continue_as_new(wrap_input(known, None))
+
+
 @pytest.fixture
 def working(scheduler_settings):
     """A stock worker for the block."""
@@ -54,7 +66,7 @@ def working(scheduler_settings):
             token_credential=None,
             secure_channel=False,
         )
-        for orchestrator in (review, quick, three_events):
+        for orchestrator in (review, quick, three_events, two_generations):
             worker.add_orchestrator(orchestrator)
         worker.start()
         try:
@@ -68,8 +80,6 @@ def working(scheduler_settings):
 @pytest.fixture
 async def short(register, start_bridge, wire) -> Wire:
     """A bridge that terminates half a second after a cancel and gives up on unknown runs after one."""
-    from towline.contracts.events import RunTypeInfo
-
     await register(*(RunTypeInfo(name=name) for name in ("review", "quick", "three_events")))
     await start_bridge(cancel_grace_s=0.5, unknown_run_grace_s=1.0, sweep_every_s=0.5)
     return wire
@@ -247,3 +257,43 @@ async def test_decisions_reach_the_run_in_order_and_the_bridge_leaves_the_answer
     late = await decide(short, "r-1", "late")
     await short.until(lambda seen: seen.id.endswith(late))
     assert [seen.data["approval_id"] for seen in short.of("r-1")] == ["late"]
+
+
+async def test_a_decision_that_an_earlier_generation_took_is_not_refused_at_the_end(
+    register, start_bridge, wire, hub, working
+):
+    await register(RunTypeInfo(name="two_generations"))
+    await start_bridge()
+    await wire.request("r-1", run_type="two_generations")
+    await started(hub, "r-1")
+    await decide(wire, "r-1", "taken")
+    with working():
+        assert (await ended(hub, "r-1")).runtime_status is OrchestrationStatus.COMPLETED
+    late = await decide(wire, "r-1", "late")
+    await wire.until(lambda seen: seen.id.endswith(late))
+    assert [seen.data["approval_id"] for seen in wire.of("r-1")] == ["late"]
+
+
+async def test_a_decision_that_waits_long_is_published_again_and_answered_once(
+    register, start_bridge, wire, hub, monkeypatch, kafka_settings
+):
+    monkeypatch.setattr(commands, "_REQUEUE_AFTER_S", 0.5)
+    await register()
+    await start_bridge()
+    await wire.request("r-1")
+    await started(hub, "r-1")
+    command = await decide(wire, "r-1")
+    consumer = AIOKafkaConsumer(
+        kafka_settings.topics.approvals,
+        bootstrap_servers=kafka_settings.bootstrap,
+        auto_offset_reset="earliest",
+    )
+    await consumer.start()
+    copies = [await asyncio.wait_for(consumer.getone(), 20) for _ in range(3)]
+    await consumer.stop()
+    first, *repeats = [(copy.partition, copy.key, copy.value, copy.headers) for copy in copies]
+    assert repeats == [first, first]
+    await hub.terminate_orchestration("r-1")
+    answer = await wire.until(lambda seen: seen.id.endswith(command))
+    assert answer.data["reason"] == "run_finished"
+    assert {seen.id for seen in wire.of("r-1") if seen.type == "approval.refused"} == {answer.id}

@@ -99,6 +99,14 @@ async def test_what_cannot_be_trusted_is_a_dead_letter_and_the_request_behind_it
     assert bridged.of("k-1") == []
 
 
+async def test_the_largest_record_that_kafka_takes_fits_into_the_dead_letters_whole(bridged):
+    value = b"{" + b" " * 1_048_000
+    await bridged.raw("runs", key=b"k-1", value=value, headers=BINARY)
+    letter = await bridged.until(lambda seen: seen.topic.endswith("dead-letters"))
+    assert letter.value == value
+    assert letter.reason == "invalid_json"
+
+
 async def test_a_structured_event_without_run_id_is_named_by_its_event_id(bridged, hub):
     body = {
         "specversion": "1.0",

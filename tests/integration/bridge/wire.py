@@ -56,7 +56,7 @@ class Wire:
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def __aenter__(self) -> Self:
-        self._producer = AIOKafkaProducer(bootstrap_servers=self.kafka.bootstrap)
+        self._producer = AIOKafkaProducer(bootstrap_servers=self.kafka.bootstrap, max_request_size=2_000_000)
         await self._producer.start()
         topics = self.kafka.topics
         self._consumer = AIOKafkaConsumer(
@@ -65,6 +65,7 @@ class Wire:
             topics.dead_letters,
             bootstrap_servers=self.kafka.bootstrap,
             auto_offset_reset="earliest",
+            max_partition_fetch_bytes=4_000_000,
         )
         await self._consumer.start()
         self._tasks.append(asyncio.create_task(self._read()))
