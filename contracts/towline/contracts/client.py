@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Final, Self, cast
 from uuid import uuid4
 
-from opentelemetry.trace import SpanKind
 from pydantic import JsonValue, ValidationError
 
 from towline.contracts.consumers import Since
@@ -40,7 +39,7 @@ from towline.contracts.outcomes import OutcomeWatch, Watched
 from towline.contracts.producer import EventProducer
 from towline.contracts.settings import KafkaSettings
 from towline.contracts.streams import EventStream, Start, run_events
-from towline.contracts.tracing import current_trace, tracer
+from towline.contracts.tracing import current_trace, note_processed
 
 _REMEMBERED: Final = 50_000
 
@@ -53,6 +52,8 @@ class Run:
         self._client = client
         self._watched = watched
         self._since = since
+        self._noted = False
+        """The outcome's arrival has its span."""
 
     def __repr__(self) -> str:
         return f"Run({self.run_id!r})"
@@ -93,9 +94,13 @@ class Run:
         watch = self._client._watch  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         try:
             async with asyncio.timeout(timeout):
-                return await watch.wait(self._watched, self._since)
+                outcome = await watch.wait(self._watched, self._since)
         except TimeoutError as error:
             raise ResultTimeoutError(self.run_id, timeout or 0.0) from error
+        if not self._noted:
+            self._noted = True
+            note_processed(self._client.results_topic, outcome)
+        return outcome
 
     def events(self) -> AsyncIterator[Event]:
         """All of the run's events from its start, each once, its outcome last; then the iterator ends.
@@ -256,6 +261,11 @@ class TowlineClient:
         await self._stack.aclose()
 
     @property
+    def results_topic(self) -> str:
+        """Full name of the topic that outcomes come on."""
+        return self._settings.topics.results
+
+    @property
     def undecodable_count(self) -> int:
         """Records met on `results`, while waiting for runs, that are no events of the contract."""
         return self._watch.undecodable_count
@@ -370,28 +380,18 @@ class TowlineClient:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             raise EncodeError(f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}") from error
-        topic = self._settings.topics.name(data.topic)
         event_id = event_id or str(uuid4())
-        attributes = {
-            "messaging.system": "kafka",
-            "messaging.destination.name": topic,
-            "messaging.operation.name": "send",
-            "messaging.operation.type": "send",
-            "messaging.message.id": event_id,
-            "messaging.kafka.message.key": str(fields.get("run_id", event_id)),
-        }
-        with tracer.start_as_current_span(f"send {topic}", kind=SpanKind.PRODUCER, attributes=attributes):
-            traceparent, tracestate = current_trace()
-            await self._producer.send(
-                Event(
-                    id=event_id,
-                    source=self._source,
-                    time=datetime.now(UTC),
-                    data=data,
-                    traceparent=traceparent,
-                    tracestate=tracestate,
-                )
+        traceparent, tracestate = current_trace()
+        await self._producer.send(
+            Event(
+                id=event_id,
+                source=self._source,
+                time=datetime.now(UTC),
+                data=data,
+                traceparent=traceparent,
+                tracestate=tracestate,
             )
+        )
         return event_id
 
     def _stream(

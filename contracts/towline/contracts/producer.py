@@ -26,6 +26,7 @@ from towline.contracts.errors import EncodeError, PublishError
 from towline.contracts.events import Event
 from towline.contracts.kafka import backoff_s, connect
 from towline.contracts.settings import KafkaSettings
+from towline.contracts.tracing import sending
 
 _log = logging.getLogger(__name__)
 
@@ -110,6 +111,9 @@ class EventProducer:
     async def send(self, event: Event) -> None:
         """Publish one event and wait until it is acknowledged.
 
+        With tracing set up, it is published in a span below the trace that it names, else below the
+        current span, and carries the context of that span.
+
         Raises:
             EncodeError: It cannot be written, or is larger than Kafka takes. Sending again does not help.
             PublishError: No acknowledgement in time; the event may be written all the same.
@@ -124,9 +128,9 @@ class EventProducer:
                 found too large, earlier ones may have been.
             PublishError: As for `send`; names the first event without acknowledgement.
         """
-        await self._deliver(
-            [_Send(self._settings.topics.name(event.data.topic), encode(event), event.id) for event in events]
-        )
+        name = self._settings.topics.name
+        with sending([(name(event.data.topic), event) for event in events]) as traced:
+            await self._deliver([_Send(name(event.data.topic), encode(event), event.id) for event in traced])
 
     async def send_record(
         self, topic: str, record: Record, *, name: str, partition: int | None = None

@@ -33,6 +33,7 @@ from towline.contracts.errors import ClientError, KafkaUnavailableError
 from towline.contracts.events import OUTCOME_MODELS, Event, EventData
 from towline.contracts.kafka import REFUSALS, backoff_s
 from towline.contracts.settings import KafkaSettings
+from towline.contracts.tracing import Processing, process_attributes, tracing_is_on
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class EventStream(Generic[DataT]):
 
     A record that is no event of the contract is logged as `record_undecodable`, counted, and passed over;
     it never stops the stream. The broker being away only makes it wait.
+
+    With tracing set up, the body of the loop runs in a span ``process <topic>`` of the event's own trace.
 
     One task at a time may iterate. Close it by ``async with``, `aclose`, or by closing the client.
     """
@@ -89,6 +92,7 @@ class EventStream(Generic[DataT]):
         self._committed_at = 0.0
         self._next_check = 0.0
         self._closed = False
+        self._processing = Processing()
         self.undecodable_count = 0
         """Records passed over because they are no events of the contract."""
         self.repeat_count = 0
@@ -114,6 +118,7 @@ class EventStream(Generic[DataT]):
             KafkaUnavailableError: No broker answered at the start, within the client's time.
             ClientError: A topic cannot be read.
         """
+        self._processing.end()
         if self._current is not None:
             self._mark(self._current)
             self._current = None
@@ -126,6 +131,7 @@ class EventStream(Generic[DataT]):
                     self.undecodable_count += 1
                 elif self._recent.is_new(event.id):
                     self._current = record
+                    self._begin_processing(record, event)
                     return cast("Event[DataT]", event)
                 else:
                     self.repeat_count += 1
@@ -141,10 +147,19 @@ class EventStream(Generic[DataT]):
         if self._closed:
             return
         self._closed = True
+        self._processing.end()
         if self._reader is not None:
             await self._commit(self._reader)
         self._reader = None
         await self._stack.aclose()
+
+    def _begin_processing(self, record: ConsumedRecord, event: Event) -> None:
+        if not tracing_is_on():
+            return
+        attributes = process_attributes(
+            record.topic, record.partition, record.offset, event, group=self._group_id
+        )
+        self._processing.begin(event, record.topic, attributes)
 
     def _mark(self, record: ConsumedRecord) -> None:
         self._handled[TopicPartition(record.topic, record.partition)] = record.offset + 1
