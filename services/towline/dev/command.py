@@ -13,7 +13,7 @@ from typing import Annotated, Final
 import typer
 
 from towline.contracts.errors import TowlineError
-from towline.dev.console import Console
+from towline.dev.console import Console, LogLines
 from towline.dev.errors import DevError
 from towline.dev.stack import ADDRESS_VARIABLES, Stack, StackPlan
 from towline.dev.supervisor import Supervisor
@@ -63,6 +63,7 @@ def dev(
     TOWLINE_SCHEDULER_ADDRESS, TOWLINE_RELAY_URL) is used instead of started.
     """
     console = Console(as_json=os.environ.get("TOWLINE_LOG_FORMAT") == "json")
+    LogLines(lambda text: console.line("dev", text)).install()
     try:
         with open_workspace(data) as workspace:
             _serve(workspace, console, app_path or default_app(), env_file, free_ports=free_ports)

@@ -7,14 +7,17 @@ form, unless JSON is asked for.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import threading
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final, TextIO, cast
 
 _LABEL_WIDTH: Final = 9
 _COLOURS: Final = (36, 33, 32, 35, 34, 31)
 _HIDDEN: Final = frozenset({"service", "logger", "trace_id", "span_id"})
+_RECORD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
 _RESET: Final = "\x1b[0m"
 
 
@@ -63,6 +66,28 @@ class Console:
                 self._stream.flush()
             except (OSError, ValueError):  # closed terminal or pipe: the parts' output is still drained
                 self._gone = True
+
+
+class LogLines(logging.Handler):
+    """Writes this process's own log records as lines of the console: that Kafka is being fetched, say."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self._write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One record, with its fields."""
+        fields = {name: value for name, value in vars(record).items() if name not in _RECORD_FIELDS}
+        shown = " ".join(f"{name}={value}" for name, value in fields.items())
+        self._write(_escaped(f"{record.getMessage()}  {shown}".rstrip()))
+
+    def install(self) -> None:
+        """Take what Towline logs here; libraries log nothing."""
+        logging.basicConfig(level=logging.CRITICAL, handlers=[logging.NullHandler()], force=True)
+        logger = logging.getLogger("towline")
+        logger.handlers[:] = [self]
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 def readable(text: str) -> str:

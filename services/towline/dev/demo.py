@@ -17,7 +17,7 @@ import typer
 
 from towline.contracts.errors import TowlineError
 from towline.dev.command import given_addresses
-from towline.dev.console import Console, readable
+from towline.dev.console import Console, LogLines, readable
 from towline.dev.demo_runs import Demo, Row, print_table, run_demos
 from towline.dev.errors import DevError
 from towline.dev.process import LineSink, start_time
@@ -39,6 +39,15 @@ def demo(
 ) -> None:
     """Start a stack on a temporary folder, run the seven examples, print their results, stop."""
     console = Console(quiet=not verbose)
+
+    def tell(text: str) -> None:
+        # The first time this takes a while: say why. The rest is the log's.
+        if text.startswith("kafka."):
+            console.say(text)
+        else:
+            console.line("dev", text)
+
+    LogLines(tell).install()
     try:
         app_path, demos = load_examples()
         with open_workspace(None) as workspace:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from towline.dev.console import Console, readable
+from towline.dev.console import Console, LogLines, readable
 
 
 def test_each_line_has_its_part_before_it() -> None:
@@ -52,3 +53,10 @@ def test_a_reader_that_went_away_stops_nothing() -> None:
     stream.close()
     console.line("kafka", "one")
     console.say("two")
+
+
+def test_the_stacks_own_log_records_are_lines_with_their_fields() -> None:
+    said: list[str] = []
+    record = logging.makeLogRecord({"msg": "kafka.fetching", "levelno": logging.INFO, "version": "4.4.0"})
+    LogLines(said.append).handle(record)
+    assert said == ["kafka.fetching  version=4.4.0"]
