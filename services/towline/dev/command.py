@@ -103,6 +103,7 @@ def _serve(
         data=workspace.path,
         app=app_path,
         given=given_addresses(os.environ),
+        settings={"TOWLINE_TRACES_DIR": os.environ.get("TOWLINE_TRACES_DIR", str(workspace.path / "traces"))},
         ports=({} if free_ports else USUAL_PORTS) | workspace.last_ports(),
     )
     stack = Stack(plan, sink=console.line)
