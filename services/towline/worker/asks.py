@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
 
@@ -46,7 +46,6 @@ class _Wait:
     escalation: task.TimerTask | None = None
     escalate: Callable[[], Announcement] | None = None
     announced: bool = False
-    answered: list[str] = field(default_factory=list[str])
 
 
 def event_data(delivered: Deliver) -> Any:
@@ -259,7 +258,7 @@ class Asks:
                 case Deliver():
                     self._deliver(effect)
                 case Resolved():
-                    self._resolved(effect)
+                    self._resolved(effect, effects)
                 case Refused():
                     self._run.refused(effect)
                 case Forward():
@@ -269,7 +268,6 @@ class Asks:
 
     def _deliver(self, delivered: Deliver) -> None:
         wait = self._waits[delivered.approval_id]
-        wait.answered = [vote.command_id for vote in delivered.votes]
         self._stop_timers(wait)
         if wait.detach is not None:
             wait.detach()  # So that the next native event goes to the next wait.
@@ -280,7 +278,7 @@ class Asks:
         else:
             wait.task.complete(value)
 
-    def _resolved(self, effect: Resolved) -> None:
+    def _resolved(self, effect: Resolved, together_with: list[Effect]) -> None:
         wait = self._waits.pop(effect.approval_id, None)
         if wait is not None:
             if not wait.announced:
@@ -290,7 +288,15 @@ class Asks:
                 # An abandoned wait would take the next event of its name from the wait that follows it.
                 wait.detach()
             self._stop_timers(wait)
-        self._run.resolved(effect, [] if wait is None else wait.answered)
+        answered = [
+            other.command_id
+            for other in together_with
+            if isinstance(other, Resolved)
+            and other.approval_id == effect.approval_id
+            and other.command_id is not None
+        ]
+        # Told once, by the first of the events that answer the votes.
+        self._run.resolved(effect, None if wait is None else answered)
 
     def _request(self, wait: _Wait, announcement: Announcement, *, suffix: str = "") -> None:
         self._run.requested(

@@ -437,12 +437,18 @@ class Book:
         approver: str | None = None,
         feedback: str | None = None,
     ) -> list[Effect]:
+        """End an ask. Each vote that counted is answered by the end, in the order in which they came."""
         following = TRANSITIONS.get((ask.state, trigger))
         if following is None:
             return []
         ask.state, ask.outcome = following[0], outcome
+        earlier: list[Effect] = [
+            Resolved(ask.spec.approval_id, outcome, vote.command_id, vote.approver, vote.feedback)
+            for vote in ask.votes
+            if vote.command_id != command_id
+        ]
         self._unresolved[key_of(ask.spec.name)].pop(key_of(ask.spec.approval_id), None)
-        return [Resolved(ask.spec.approval_id, outcome, command_id, approver, feedback)]
+        return [*earlier, Resolved(ask.spec.approval_id, outcome, command_id, approver, feedback)]
 
     @staticmethod
     def _refuse_unanswered(child: _ChildAsk, reason: ApprovalRefusal) -> list[Effect]:

@@ -164,8 +164,13 @@ class Run:
             ChildAsk(approval_id=event.approval_id, instance_id=self.native.instance_id, name=name)
         )
 
-    def resolved(self, effect: Resolved, answered: list[str]) -> None:
-        """Announce how an ask ended; in a child, tell the root of it too."""
+    def resolved(self, effect: Resolved, answered: list[str] | None) -> None:
+        """Announce how an ask ended; in a child, tell the root of it too.
+
+        Args:
+            effect: How it ended.
+            answered: Ids of all commands that are answered by it; None: the root was told already.
+        """
         run_id = self.envelope.run_id
         self.say(
             ids.approval_resolved_id(run_id, effect.approval_id, effect.command_id),
@@ -177,14 +182,15 @@ class Run:
                 feedback=effect.feedback,
             ),
         )
-        self._tell_root(
-            ChildAsk(
-                approval_id=effect.approval_id,
-                instance_id=self.native.instance_id,
-                phase="resolved",
-                answered=answered,
+        if answered is not None:
+            self._tell_root(
+                ChildAsk(
+                    approval_id=effect.approval_id,
+                    instance_id=self.native.instance_id,
+                    phase="resolved",
+                    answered=answered,
+                )
             )
-        )
 
     def refused(self, effect: Refused) -> None:
         """Announce that a command changed nothing."""

@@ -9,15 +9,18 @@ import pytest
 from pydantic import BaseModel, Field
 from tests.unit.worker.simulator import (
     Simulator,
+    cancel,
     decision,
     event,
     events,
     ids_of,
     make_worker,
+    raises_on,
     told,
 )
 
 from towline.contracts.canonical import approval_digest
+from towline.contracts.durable import RunEnvelope
 from towline.worker import AgentRetry, App, ApprovalDecision, ApprovalExpired, RunHandle, Steps
 
 APPROVAL = "run-1/approval/approval"
@@ -172,7 +175,8 @@ def test_a_quorum_waits_for_different_approvers() -> None:
     assert run.turn(decision("approval", approver="ann", command_id="1")) == []
     said = run.turn(decision("approval", approver="ann", command_id="2"))
     assert told(said)[0][1]["reason"] == "already_resolved"
-    run.turn(decision("approval", approver="eve", command_id="3"))
+    said = run.turn(decision("approval", approver="eve", command_id="3"))
+    assert ids_of(said)[:2] == [f"{APPROVAL}/resolved/1", f"{APPROVAL}/resolved/3"]
     assert run.result == ["ann", "eve"]
 
 
@@ -258,3 +262,21 @@ def test_names_must_be_unique() -> None:
         app.activity(write)
     with pytest.raises(ValueError, match="name"):
         app.agent(object())
+
+
+def test_a_childs_votes_are_told_to_the_root_as_answered_also_when_the_ask_expires() -> None:
+    worker = make_worker()
+    app(worker)
+    envelope = RunEnvelope(run_id="run-1", run_type="two_of_three", role="child")
+    child = Simulator.of(
+        worker=worker, name="two_of_three", envelope=envelope, instance_id="run-1:0001", parent="run-1"
+    )
+    child.start()
+    child.turn(decision("0001~approval", approver="ann", command_id="v1"))
+    said = child.turn(cancel("no"))
+    assert ids_of(said) == [
+        "run-1/approval/0001~approval/resolved/v1",
+        "run-1/approval/0001~approval/resolved",
+    ]
+    [notice] = raises_on(said)
+    assert notice.data["answered"] == ["v1"]

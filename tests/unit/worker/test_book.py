@@ -93,7 +93,8 @@ def test_a_quorum_needs_different_approvers_and_one_rejection_rejects() -> None:
     assert book.receive(decided(approver="ann", command_id="1")) == []
     assert reasons(book.receive(decided(approver="ann", command_id="2"))) == ["already_resolved"]
     effects = book.receive(decided(approver="bob", command_id="3"))
-    assert outcomes(effects) == ["approved"]
+    assert outcomes(effects) == ["approved", "approved"], "each vote has its answer"
+    assert [effect.command_id for effect in effects if isinstance(effect, Resolved)] == ["1", "3"]
     delivered = next(effect for effect in effects if isinstance(effect, Deliver))
     assert [vote.approver for vote in delivered.votes] == ["ann", "bob"]
     book.open(spec("b", quorum=2))
@@ -146,7 +147,7 @@ class Program(RuleBasedStateMachine):
         self.ids = count()
         self.sent: list[str] = []
         self.answers: Counter[str] = Counter()
-        self.resolved: Counter[str] = Counter()
+        self.resolved: Counter[tuple[str, str | None]] = Counter()
         self.delivered: Counter[str] = Counter()
         self.opened: list[str] = []
         self.children: list[str] = []
@@ -158,26 +159,27 @@ class Program(RuleBasedStateMachine):
             match effect:
                 case Deliver():
                     self.delivered[effect.approval_id] += 1
-                    for vote in effect.votes:
-                        self.answers[vote.command_id] += 1
                 case Resolved():
-                    self.resolved[effect.approval_id] += 1
+                    self.resolved[effect.approval_id, effect.command_id] += 1
+                    if effect.command_id is not None:
+                        self.answers[effect.command_id] += 1
                 case Refused():
                     self.answers[effect.command_id] += 1
                 case Forward():
                     self.answers[effect.command.command_id] += 0
 
     @precondition(lambda self: not self.closed)
-    @rule(name=st.sampled_from(NAMES))
-    def wait(self, name: str) -> None:
+    @rule(name=st.sampled_from(NAMES), quorum=st.integers(1, 3))
+    def wait(self, name: str, quorum: int) -> None:
         approval_id = self.book.name_ask(name)
         self.opened.append(approval_id)
-        self.apply(self.book.open(AskSpec(approval_id=approval_id, name=name)))
+        self.apply(self.book.open(AskSpec(approval_id=approval_id, name=name, quorum=quorum)))
 
     @rule(name=st.sampled_from(NAMES), number=st.integers(1, 3), approved=st.booleans())
     def decide(self, name: str, number: int, approved: bool) -> None:
         approval_id = name if number == 1 else f"{name}~{number}"
-        self.send(decided(approval_id, approved, f"d{next(self.ids)}"))
+        number = next(self.ids)
+        self.send(decided(approval_id, approved, f"d{number}", approver=f"approver {number % 3}"))
 
     @rule(name=st.sampled_from(NAMES))
     def raise_event(self, name: str) -> None:
@@ -214,14 +216,14 @@ class Program(RuleBasedStateMachine):
         self.closed = True
         assert set(self.answers) == set(self.sent)
         assert all(times == 1 for times in self.answers.values()), "one answer each"
-        assert set(self.resolved) == set(self.opened), "every ask has ended"
+        assert {ask for ask, _ in self.resolved} == set(self.opened), "every ask has ended"
 
     @invariant()
     def nothing_is_answered_or_delivered_twice(self) -> None:
         assert all(times <= 1 for times in self.answers.values())
         assert all(times <= 1 for times in self.resolved.values())
         assert all(times <= 1 for times in self.delivered.values())
-        assert set(self.delivered) <= set(self.resolved)
+        assert set(self.delivered) <= {ask for ask, _ in self.resolved}
 
 
 TestProgram = Program.TestCase
