@@ -117,10 +117,16 @@ def first_app() -> str:
     return next(code for language, code in _FENCE.findall(after) if language == "python")
 
 
+def before_pipe(words: list[str]) -> list[str]:
+    """What the shell hands to the first command of a line."""
+    ends = [number for number, word in enumerate(words) if word in ("|", "&&", ">", "2>", "&", ";")]
+    return words[: ends[0]] if ends else words
+
+
 def shell_lines() -> list[tuple[str, list[str]]]:
     """Every `towline …` command line in a document, split into words."""
     return [
-        (f"{document.relative_to(ROOT)}: {line.strip()}", shlex.split(line, comments=True))
+        (f"{document.relative_to(ROOT)}: {line.strip()}", before_pipe(shlex.split(line, comments=True)))
         for document in documents()
         for language, code in _FENCE.findall(document.read_text())
         for line in (code.splitlines() if language in ("sh", "console", "bash") else ())
