@@ -220,11 +220,15 @@ CONTROL: Final[Mapping[tuple[ControlAction, Standing], ControlStep]] = {
 
 
 def standing(phase: str | None, envelope: RunEnvelope | None, *, now: datetime) -> Standing:
-    """Where a run of this phase is; None: the scheduler does not know it."""
+    """Where a run of this phase is; None: the scheduler does not know it.
+
+    An orchestration without envelope, or a run's child, is no run of ours: nobody who can publish commands
+    gets power over it by its id.
+    """
+    if phase is None or envelope is None or envelope.role != "run":
+        return "unknown"
     match phase:
-        case None:
-            return "unknown"
-        case "pending" if envelope is not None and envelope.start_at is not None and envelope.start_at > now:
+        case "pending" if envelope.start_at is not None and envelope.start_at > now:
             return "scheduled"
         case "pending" | "running":
             return "active"

@@ -180,6 +180,11 @@ def test_where_a_run_stands(phase, start_at, expected):
     assert refusal(expected) == ("unknown_run" if expected == "unknown" else "already_finished")
 
 
+@pytest.mark.parametrize("envelope", [None, RunEnvelope(run_id="r", run_type="t", role="child")])
+def test_what_is_no_run_of_ours_is_unknown(envelope):
+    assert standing("running", envelope, now=NOW) == "unknown"
+
+
 def test_a_termination_tells_its_command():
     cancel = terminated_by(termination_output("c-1", "why"))
     assert (cancel.command_id, cancel.reason) == ("c-1", "why")
