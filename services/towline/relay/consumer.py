@@ -148,6 +148,9 @@ class LifecycleConsumer:
             for tp, records in fetch.result().items()
             if self._assignment is assignment and tp not in assignment.unpositioned
         }
+        if batches or len(assignment.held):
+            # Before anything is added: what Redis lost comes first, above all before a stream's end.
+            await self._store.advance([], known=assignment.known)
         await self._apply_events(assignment, batches)
         await self._hold_outcomes(client, assignment, batches)
         await self._apply_outcomes(client, assignment)

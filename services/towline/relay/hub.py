@@ -30,10 +30,9 @@ _PAGE_COUNT: Final = 500
 _KEEP_COUNT: Final = 1_000
 _KEEP_BYTES: Final = 1_000_000
 _POLL_S: Final = 2.0
-_WAVE_S: Final = 0.004
+_WAVE_S: Final = 0.01
 """Shortest time between two reads: what comes in between shares a read and a write."""
 _PIPELINE_COUNT: Final = 200
-_HEAR_S: Final = 1.0
 _IDLE_CHANNEL: Final = "towline:relay:idle"
 """Never published to: a pub/sub connection is in use from its first subscription on."""
 _BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -80,7 +79,7 @@ class Feed:
     `floor` is the id after which the kept entries begin. `generation` grows with each reset.
     """
 
-    __slots__ = ("_bytes", "bodies", "clients", "ended", "floor", "generation", "ids", "source")
+    __slots__ = ("_bytes", "_found", "bodies", "clients", "ended", "floor", "generation", "ids", "source")
 
     def __init__(self, source: Source, floor: str) -> None:
         self.source = source
@@ -91,6 +90,7 @@ class Feed:
         self.generation: int = 0
         self.ended = False
         self._bytes = 0
+        self._found: tuple[str, bytes, str] | None = None
 
     @property
     def last(self) -> str:
@@ -99,6 +99,7 @@ class Feed:
 
     def extend(self, entries: Sequence[RawEntry]) -> None:
         """Newer entries came."""
+        self._found = None
         for entry_id, fields in entries:
             body = self.source.encode(entry_id, fields)
             self.ids.append(sse.id_key(entry_id))
@@ -117,20 +118,24 @@ class Feed:
 
     def restart(self) -> None:
         """What was known is void: begin before the first entry."""
-        self.floor, self.ended, self._bytes = sse.START_ID, False, 0
+        self.floor, self.ended, self._bytes, self._found = sse.START_ID, False, 0, None
         self.ids.clear()
         self.bodies.clear()
         self.generation += 1
 
     def after(self, cursor: str) -> tuple[bytes, str] | None:
         """Kept entries after `cursor` and where they lead; None if `cursor` lies before what is kept."""
+        # Most clients are at the same place: what one was given fits the next.
+        if self._found is not None and self._found[0] == cursor:
+            return self._found[1:]
         key = sse.id_key(cursor)
         if key < sse.id_key(self.floor):
             return None
         begin = bisect_right(self.ids, key)
         if begin == len(self.ids):
             return b"", cursor
-        return b"".join(self.bodies[begin:]), self.last
+        self._found = (cursor, b"".join(self.bodies[begin:]), self.last)
+        return self._found[1:]
 
     def wake(self) -> None:
         """Tell all clients to look."""
@@ -147,7 +152,20 @@ class Client:
         cursor: Id of the last entry that it has.
     """
 
-    __slots__ = ("_caught_up", "_generation", "_hub", "_over", "cursor", "feed", "news", "source")
+    __slots__ = (
+        "_generation",
+        "_hub",
+        "_over",
+        "beat",
+        "cursor",
+        "dropped",
+        "feed",
+        "heard_at",
+        "news",
+        "sending_since",
+        "source",
+        "task",
+    )
 
     def __init__(self, hub: Hub, source: Source, cursor: str) -> None:
         self._hub = hub
@@ -156,11 +174,18 @@ class Client:
         self.news = asyncio.Event()
         self.feed: Feed | None = None
         self._generation: int = 0
-        self._caught_up = False
         self._over = False
+        self.beat = False
+        """A heartbeat is due."""
+        self.heard_at = 0.0
+        """Loop time of the last thing sent."""
+        self.sending_since: float | None = None
+        self.task: asyncio.Task[Any] | None = None
+        """Cancelled when the other side takes nothing for too long; `dropped` says so."""
+        self.dropped = False
 
-    async def next(self, timeout_s: float) -> Piece | None:
-        """What comes after the cursor, waiting up to `timeout_s`; None if nothing came.
+    async def next(self) -> Piece | None:
+        """What comes after the cursor; waits for it. None if it was woken for something else.
 
         Raises:
             RedisAwayError: Redis is away and what is asked for is not kept here.
@@ -170,12 +195,16 @@ class Client:
         piece = await self._take()
         if piece is not None:
             return piece
+        await self.news.wait()
+        return await self._take()
+
+    async def next_within(self, timeout_s: float) -> Piece | None:
+        """As `next`, for at most `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self.news.wait()
+                return await self.next()
         except TimeoutError:
             return None
-        return await self._take()
 
     async def _take(self) -> Piece | None:
         self.news.clear()
@@ -213,10 +242,6 @@ class Client:
             return None
         return Piece(b"".join(pieces), self.cursor, over=self._over)
 
-    def drop(self) -> None:
-        """Count this client as dropped: it takes nothing."""
-        self._hub.dropped += 1
-
     def close(self) -> None:
         """Leave. Idempotent."""
         if self.feed is not None:
@@ -225,10 +250,18 @@ class Client:
 
 
 class Hub:
-    """All feeds of one relay."""
+    """All feeds of one relay.
 
-    def __init__(self, client: Redis) -> None:
+    Args:
+        client: Redis.
+        heartbeat_s: A client is woken to send a heartbeat after so long without anything sent.
+        send_timeout_s: A client that takes nothing for so long is dropped.
+    """
+
+    def __init__(self, client: Redis, *, heartbeat_s: float = 15, send_timeout_s: float = 20) -> None:
         self._redis = client
+        self._heartbeat_s = heartbeat_s
+        self._send_timeout_s = send_timeout_s
         self._feeds: dict[str, Feed] = {}
         self._by_channel: dict[str, set[Feed]] = {}
         self._dirty: set[Feed] = set()
@@ -311,6 +344,7 @@ class Hub:
             tasks.create_task(self._read_feeds(), name="hub-read")
             tasks.create_task(self._listen(), name="hub-listen")
             tasks.create_task(self._poll(), name="hub-poll")
+            tasks.create_task(self._tick(), name="hub-tick")
 
     # Inside ---------------------------------------------------------------------------------------
 
@@ -380,7 +414,7 @@ class Hub:
 
     async def _hear(self, pubsub: Any) -> None:
         while True:
-            message = await pubsub.get_message(timeout=_HEAR_S)
+            message = await pubsub.get_message(timeout=None)
             if message is not None:
                 for feed in self._by_channel.get(message["channel"], ()):
                     self._mark(feed)
@@ -407,6 +441,28 @@ class Hub:
             await asyncio.sleep(_POLL_S)
             for feed in self._feeds.values():
                 self._mark(feed)
+
+    async def _tick(self) -> None:
+        """Heartbeats and slow clients: one timer for all, rather than one or two for each event sent."""
+        loop = asyncio.get_running_loop()
+        tick_s = min(self._heartbeat_s, self._send_timeout_s, 4.0) / 4
+        while True:
+            await asyncio.sleep(tick_s)
+            now = loop.time()
+            for feed in self._feeds.values():
+                for client in feed.clients:
+                    self._look_after(client, now)
+
+    def _look_after(self, client: Client, now: float) -> None:
+        if client.sending_since is not None:
+            if now - client.sending_since > self._send_timeout_s and client.task is not None:
+                if not client.dropped:
+                    self.dropped += 1
+                client.dropped = True
+                client.task.cancel()
+        elif now - client.heard_at > self._heartbeat_s:
+            client.beat = True
+            client.news.set()
 
 
 def _checked(cursor: str, entries: list[RawEntry]) -> tuple[list[RawEntry], bool, bool]:

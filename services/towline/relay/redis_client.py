@@ -38,6 +38,7 @@ def connect(settings: RedisSettings) -> Redis:
         timeout=_TIMEOUT_S,
         socket_timeout=_TIMEOUT_S,
         socket_connect_timeout=_TIMEOUT_S,
+        socket_keepalive=True,
         retry=Retry(NoBackoff(), 0),
     )
     return Redis(connection_pool=pool)

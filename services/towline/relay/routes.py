@@ -169,7 +169,7 @@ class Door:
         deadline = time.monotonic() + wait_s
         while True:
             remaining_s = deadline - time.monotonic()
-            piece = await client.next(min(_KNOWN_POLL_S, max(remaining_s, 0.001)))
+            piece = await client.next_within(min(_KNOWN_POLL_S, max(remaining_s, 0.001)))
             if piece is not None and (piece.body or piece.over):
                 return piece
             if await self.index.known(run_id):
@@ -205,8 +205,6 @@ class Door:
     ) -> EventStreamResponse:
         return EventStreamResponse(
             client,
-            heartbeat_s=self.settings.heartbeat_s,
-            send_timeout_s=self.settings.send_timeout_s,
             translate=translate,
             first=first,
             ends_at=principal.expires_at,

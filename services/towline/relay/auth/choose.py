@@ -6,7 +6,6 @@ import ipaddress
 import logging
 
 from towline.relay.auth.keys import KeyAuth, parse_keys
-from towline.relay.auth.oidc import OidcAuth, SigningKeys, check_url
 from towline.relay.errors import RelaySettingsError
 from towline.relay.principals import Authenticator, NoAuth
 from towline.relay.settings import RelaySettings
@@ -83,7 +82,10 @@ def _keys(settings: RelaySettings) -> KeyAuth:
     return KeyAuth(parse_keys(text, where=str(settings.api_keys_file)))
 
 
-def _oidc(settings: RelaySettings) -> OidcAuth:
+def _oidc(settings: RelaySettings) -> Authenticator:
+    # Imported only when asked for: cryptography takes a good part of the start.
+    from towline.relay.auth.oidc import OidcAuth, SigningKeys, check_url
+
     issuer, audience = settings.oidc_issuer, settings.oidc_audience
     if not issuer or not audience:
         raise RelaySettingsError(

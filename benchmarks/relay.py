@@ -1,0 +1,285 @@
+"""What a delivered event costs: the relay beside the naive design, in the same run.
+
+The naive design is what one would write first: sse-starlette, and for every client an XREAD of its own. Both
+serve the same streams to the same clients over HTTP on uvicorn; the clients are a process of their own.
+
+    .venv/bin/python benchmarks/relay.py [--clients 1000] [--rate 50] [--seconds 10] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from towline.contracts.settings import RedisSettings
+from towline.contracts.stream import stream_key, wake_channel
+from towline.dev import ValkeyPart
+from towline.dev.ports import lease
+from towline.worker.streams import StreamSettings, TokenWriter
+
+
+@dataclass(frozen=True)
+class Result:
+    design: str
+    load: str
+    delivered: int
+    expected: int
+    cpu_us_per_event: float
+    cpu_percent: float
+    delay_p50_ms: float
+    delay_p99_ms: float
+    kib_per_client: float
+
+
+# The naive server -----------------------------------------------------------------------------------
+
+
+def naive_app(redis_url: str) -> Any:
+    from redis.asyncio import Redis
+    from sse_starlette import EventSourceResponse
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+
+    client = Redis.from_url(redis_url, decode_responses=True, socket_timeout=None, max_connections=100_000)
+
+    async def stream(request: Request) -> EventSourceResponse:
+        key = stream_key(request.path_params["run_id"])
+        cursor = request.headers.get("last-event-id", "0-0")
+
+        async def events() -> Any:
+            last = cursor
+            while True:
+                answer = await client.xread({key: last}, block=5000, count=500)
+                for _, entries in answer or ():
+                    for last, fields in entries:
+                        yield {"id": last, "event": fields["type"], "data": fields["data"]}
+                        if fields["type"] in ("end", "error"):
+                            return
+
+        return EventSourceResponse(events())
+
+    return Starlette(
+        routes=[
+            Route("/runs/{run_id}/stream", stream),
+            Route("/healthz", lambda _request: PlainTextResponse("ok")),
+        ]
+    )
+
+
+def serve_naive(redis_url: str, port: int) -> None:
+    import uvicorn
+
+    uvicorn.run(naive_app(redis_url), host="127.0.0.1", port=port, log_level="warning", access_log=False)
+
+
+# The clients ------------------------------------------------------------------------------------------
+
+
+async def run_clients(port: int, runs: int, clients: int) -> None:
+    """Read until each stream's end; then print how many events came, and their delays in ms."""
+    delays: list[float] = []
+    counts = [0] * clients
+    ready = 0
+
+    async def client(number: int) -> None:
+        nonlocal ready
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
+        path = f"/runs/run-{number % runs}/stream"
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        await reader.readuntil(b"\r\n\r\n")
+        ready += 1
+        sample = number % 20 == 0
+        while line := await reader.readline():
+            if line.startswith(b"event: end"):
+                break
+            if line.startswith(b"data: ") and b'"text":"@' in line:
+                counts[number] += line.count(b"@") // 2
+                if sample:
+                    sent = line.partition(b'"text":"@')[2].partition(b"@")[0]
+                    delays.append((time.time() - float(sent)) * 1000)
+        writer.close()
+
+    tasks: list[asyncio.Task[None]] = []
+    for begin in range(0, clients, 50):
+        tasks += [asyncio.create_task(client(n)) for n in range(begin, min(begin + 50, clients))]
+        while ready < len(tasks):  # noqa: ASYNC110 - one condition, many that bring it about
+            await asyncio.sleep(0.01)
+    print("ready", flush=True)
+    await asyncio.gather(*tasks)
+    delays.sort()
+    print(json.dumps({"delivered": sum(counts), "delays": delays}), flush=True)
+
+
+# One measurement ----------------------------------------------------------------------------------------
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rss_kib(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    return 0
+
+
+def start_server(design: str, valkey: ValkeyPart, port: int, log: Any) -> subprocess.Popen[bytes]:
+    if design == "naive":
+        command = [sys.executable, __file__, "--serve-naive", valkey.url, str(port)]
+    else:
+        command = [sys.executable, "-m", "towline.relay", "--listen", f"127.0.0.1:{port}"]
+    environment = {
+        **os.environ,
+        "TOWLINE_REDIS_URL": valkey.url,
+        # No Kafka: what is measured is the way from Redis to the clients.
+        "TOWLINE_KAFKA_BOOTSTRAP": f"127.0.0.1:{lease()}",
+        "TOWLINE_RELAY_RATE_BURST": "100000",
+    }
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def wait_for(url: str) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
+def measure(
+    design: str, valkey: ValkeyPart, *, runs: int, clients: int, rate: float, seconds: float, log: Any
+) -> Result:
+    with redis.Redis.from_url(valkey.url) as store:
+        store.flushall()
+        for number in range(runs):
+            store.xadd(stream_key(f"run-{number}"), {"type": "status", "data": "{}"})
+    port = lease()
+    server = start_server(design, valkey, port, log)
+    writer = TokenWriter(RedisSettings(url=valkey.url), StreamSettings())
+    writer.start()
+    readers: subprocess.Popen[str] | None = None
+    try:
+        wait_for(f"http://127.0.0.1:{port}/healthz")
+        time.sleep(1)
+        before_kib = rss_kib(server.pid)
+        readers = subprocess.Popen(
+            [sys.executable, __file__, "--run-clients", str(port), str(runs), str(clients)],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert readers.stdout is not None
+        assert readers.stdout.readline() == "ready\n"
+        time.sleep(1)
+        idle_kib = (rss_kib(server.pid) - before_kib) / clients
+        used_s, began = cpu_s(server.pid), time.monotonic()
+        said = say(writer, runs, rate, seconds)
+        writer.drain(10)
+        with redis.Redis.from_url(valkey.url) as store:
+            for number in range(runs):
+                store.xadd(stream_key(f"run-{number}"), {"type": "end", "data": "{}"})
+                store.publish(wake_channel(f"run-{number}"), "")
+        answer = json.loads(readers.stdout.readline())
+        elapsed_s = time.monotonic() - began
+        used_s = cpu_s(server.pid) - used_s
+    finally:
+        writer.stop(1)
+        for process in (readers, server):
+            if process is not None:
+                process.terminate()
+                process.wait(15)
+    delays = answer["delays"] or [0.0]
+    return Result(
+        design,
+        f"{clients} clients, {runs} runs, {rate:g}/s each",
+        answer["delivered"],
+        said * clients // runs,
+        used_s / max(answer["delivered"], 1) * 1e6,
+        used_s / elapsed_s * 100,
+        delays[len(delays) // 2],
+        delays[int(len(delays) * 0.99)],
+        idle_kib,
+    )
+
+
+def say(writer: TokenWriter, runs: int, rate: float, seconds: float) -> int:
+    """Every run says `rate` words a second, each with its time; how many in all."""
+    turns = [writer.open(f"run-{number}", 1, "Poet") for number in range(runs)]
+    began, said = time.monotonic(), 0
+    while (elapsed := time.monotonic() - began) < seconds:
+        due = int(elapsed * rate * runs)
+        while said < due:
+            turns[said % runs].write(f"@{time.time():.6f}@ ")
+            said += 1
+        time.sleep(0.002)
+    return said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=1000)
+    parser.add_argument("--rate", type=float, default=50)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--short", action="store_true", help="200 clients for 4 s")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--serve-naive", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--run-clients", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve_naive:
+        serve_naive(options.serve_naive[0], int(options.serve_naive[1]))
+        return
+    if options.run_clients:
+        asyncio.run(run_clients(*map(int, options.run_clients)))
+        return
+    clients = 200 if options.short else options.clients
+    seconds = 4 if options.short else options.seconds
+    loads = [(1, clients, options.rate), (1, clients, options.rate / 2), (clients, clients, 2)]
+    results: list[Result] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        (Path(folder) / "log").open("wb") as log,
+        ValkeyPart(data=Path(folder) / "valkey") as valkey,
+    ):
+        for runs, readers, rate in loads:
+            for design in ("naive", "relay"):
+                result = measure(
+                    design, valkey, runs=runs, clients=readers, rate=rate, seconds=seconds, log=log
+                )
+                results.append(result)
+                if not options.json:
+                    show(result)
+    if options.json:
+        print(json.dumps([asdict(result) for result in results]))
+
+
+def show(result: Result) -> None:
+    print(
+        f"{result.design:6} {result.load:38} {result.delivered:>7} of {result.expected:<7} "
+        f"{result.cpu_us_per_event:6.1f} us CPU an event ({result.cpu_percent:3.0f} %)  "
+        f"delay p50 {result.delay_p50_ms:7.1f} ms p99 {result.delay_p99_ms:7.1f} ms  "
+        f"{result.kib_per_client:5.1f} KiB an idle client",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
