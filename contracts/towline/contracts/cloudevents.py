@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, cast
 
 from pydantic import ValidationError
-from pydantic_core import PydanticSerializationError, from_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from towline.contracts.attributes import (
     CE_PREFIX,
@@ -281,7 +281,12 @@ def _format_time(time: datetime) -> str:
 
 def _body(event: Event) -> bytes:
     try:
-        body = event.data.model_dump_json(exclude_none=True).encode()
+        data = event.data
+        nulls = {name: None for name in data.always_written if getattr(data, name) is None}
+        if nulls:
+            body = to_json(data.model_dump(mode="json", exclude_none=True) | nulls)
+        else:
+            body = data.model_dump_json(exclude_none=True).encode()
         # Deep nesting and huge integers can be written but not read back: refused here, not downstream.
         from_json(body, allow_inf_nan=False, cache_strings="none")
     except (PydanticSerializationError, ValueError, RecursionError) as error:

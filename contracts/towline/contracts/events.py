@@ -97,6 +97,8 @@ class EventData(ContractModel):
     """The CloudEvents type, for example ``towline.run.requested.v1``."""
     topic: ClassVar[TopicName]
     """The topic (without prefix) that carries it."""
+    always_written: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are written also when they are null; other fields that are null are left out."""
 
 
 class ErrorInfo(ContractModel):
@@ -193,6 +195,7 @@ class RunProgressed(EventData):
 
     event_type: ClassVar[str] = "towline.run.progressed.v1"
     topic: ClassVar[TopicName] = "events"
+    always_written: ClassVar[frozenset[str]] = frozenset({"status"})
 
     run_id: RunId
     status: JsonValue = None
@@ -255,6 +258,7 @@ class RunCompleted(EventData):
 
     event_type: ClassVar[str] = "towline.run.completed.v1"
     topic: ClassVar[TopicName] = "results"
+    always_written: ClassVar[frozenset[str]] = frozenset({"output"})
 
     run_id: RunId
     run_type: Name

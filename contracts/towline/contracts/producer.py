@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
@@ -123,6 +124,8 @@ class EventProducer:
     async def send_many(self, events: Sequence[Event]) -> None:
         """Publish events in order and wait until all are acknowledged.
 
+        An event without a time gets the present one.
+
         Raises:
             EncodeError: As for `send`. If an event cannot be encoded, none of them was sent; if one is
                 found too large, earlier ones may have been.
@@ -130,7 +133,9 @@ class EventProducer:
         """
         name = self._settings.topics.name
         with sending([(name(event.data.topic), event) for event in events]) as traced:
-            await self._deliver([_Send(name(event.data.topic), encode(event), event.id) for event in traced])
+            now = datetime.now(UTC)
+            timed = [event if event.time is not None else replace(event, time=now) for event in traced]
+            await self._deliver([_Send(name(event.data.topic), encode(event), event.id) for event in timed])
 
     async def send_record(
         self, topic: str, record: Record, *, name: str, partition: int | None = None
