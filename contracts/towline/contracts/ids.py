@@ -18,7 +18,7 @@ def started_id(run_id: str) -> str:
 
 
 def progress_id(run_id: str, number: int) -> str:
-    """Id of the run's `number`-th ``run.progressed``, from 1, over all generations of the run."""
+    """Id of a ``run.progressed``; `number` rises over all generations of the run, with gaps."""
     return f"{run_id}/progress/{number}"
 
 
