@@ -65,6 +65,11 @@ class Answers:
         error: ErrorInfo | None = getattr(data, "error", None)
         labels = {"type": data.event_type, "reason": error.type if error else reason or ""}
         metrics.answers.add(1, labels)
+        if data.topic == "results":
+            # A rejected run's type may be anything: only one that an app offers is a label.
+            run_type = None if error and error.type == "unknown_run_type" else getattr(data, "run_type", None)
+            outcome = data.event_type.split(".")[2]
+            metrics.runs_ended.add(1, {"run_type": run_type or "unknown", "outcome": outcome})
 
     async def again(self, record: KafkaRecord) -> None:
         """Publish a command anew, as it is, at the end of its topic."""

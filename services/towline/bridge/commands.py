@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Final, TypeAlias, cast
 
 from opentelemetry import trace
-from opentelemetry.trace import SpanKind
+from opentelemetry.context import Context, get_current
+from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from towline.bridge import metrics
 from towline.bridge.answers import Answers
@@ -54,9 +55,11 @@ from towline.contracts.events import (
     RunControl,
     RunRequested,
 )
+from towline.contracts.tracing import context_of, process_attributes, tracing_is_on
 from towline.delivery import DONE, Backoff, DeadLetter, Deferred, Delivery, KafkaRecord, Outcome, Retry
 from towline.telemetry import conventions
-from towline.telemetry.propagation import extract, inject
+from towline.telemetry.propagation import in_trace, inject
+from towline.telemetry.runs import RunRef, in_run
 
 logger = logging.getLogger(__name__)
 tracer = trace.get_tracer("towline.bridge")
@@ -107,32 +110,40 @@ class Commands:
         event = delivery.message
         if isinstance(event, DecodeError):
             return DeadLetter(event.reason, str(event))
-        record = delivery.record
-        with tracer.start_as_current_span(
-            f"process {record.topic}",
-            context=extract(event.traceparent, event.tracestate),
-            kind=SpanKind.CONSUMER,
-            attributes={
-                conventions.MESSAGING_SYSTEM: "kafka",
-                conventions.MESSAGING_OPERATION_NAME: "process",
-                conventions.MESSAGING_OPERATION_TYPE: "process",
-                conventions.MESSAGING_DESTINATION: record.topic,
-                conventions.MESSAGING_PARTITION: str(record.partition),
-                conventions.MESSAGING_OFFSET: record.offset,
-                conventions.MESSAGING_MESSAGE_ID: event.id,
-                conventions.RUN_ID: getattr(event.data, "run_id", None) or event.id,
-            },
-        ):
-            try:
-                outcome = await self._dispatch(event, delivery)
-            except SchedulerAwayError as error:
-                self._availability.lost(str(error))
-                return Retry("scheduler_away")
-            except PublishError:
-                return Retry("kafka_away")
+        with in_run(_run_of(event)):
+            outcome = await self._traced(event, delivery)
         if not isinstance(outcome, Retry):
             metrics.record_delay(event.type, event.time, self._answers.now())
         return outcome
+
+    async def _traced(self, event: Event, delivery: Delivery[Command]) -> Outcome:
+        """Carry it out in a span of the sender's trace."""
+        if not tracing_is_on():
+            # What is said and started goes into the sender's trace all the same.
+            with in_trace(event.traceparent, event.tracestate):
+                return await self._attempt(event, delivery)
+        record = delivery.record
+        with tracer.start_as_current_span(
+            f"process {record.topic}",
+            context=_below(event),
+            kind=SpanKind.CONSUMER,
+            attributes=process_attributes(record.topic, record.partition, record.offset, event),
+        ) as span:
+            outcome = await self._attempt(event, delivery)
+            if isinstance(outcome, Retry | DeadLetter):
+                span.set_attribute(conventions.REASON, outcome.reason)
+            if isinstance(outcome, DeadLetter):
+                span.set_status(Status(StatusCode.ERROR, outcome.reason))
+            return outcome
+
+    async def _attempt(self, event: Event, delivery: Delivery[Command]) -> Outcome:
+        try:
+            return await self._dispatch(event, delivery)
+        except SchedulerAwayError as error:
+            self._availability.lost(str(error))
+            return Retry("scheduler_away")
+        except PublishError:
+            return Retry("kafka_away")
 
     async def _dispatch(self, event: Event, delivery: Delivery[Command]) -> Outcome:
         waited_s = time.monotonic() - delivery.received_at
@@ -368,6 +379,20 @@ class Commands:
         if not seen:
             await _until_published(lambda: self._answers.approval_refused(event, "run_finished"))
             logger.info("decision_refused", extra={"run_id": run_id, "reason": "run_finished"})
+
+
+def _run_of(event: Event) -> RunRef:
+    data = event.data
+    run_id = getattr(data, "run_id", None) or event.id
+    if isinstance(data, RunRequested):
+        return RunRef(run_id, data.run_type, data.session_id)
+    return RunRef(run_id)
+
+
+def _below(event: Event) -> Context:
+    """The context of the event's trace, with this process's baggage."""
+    named = trace.get_current_span(context_of(event))
+    return trace.set_span_in_context(named, get_current())
 
 
 async def _until_published(publish: Callable[[], Awaitable[None]]) -> None:

@@ -120,6 +120,14 @@ class RunIndex:
                 return found, None
         return found, cursor
 
+    async def approvals_waiting(self) -> tuple[int, int | None]:
+        """How many approvals are open, and when the oldest was requested (Unix time in ms)."""
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.zcard(OPEN_APPROVALS_KEY)
+        pipeline.zrange(OPEN_APPROVALS_KEY, 0, 0, withscores=True)
+        count, oldest = await self._guard(pipeline.execute())
+        return int(count), int(oldest[0][1]) if oldest else None
+
     async def _open_approval(self, run_id: str, approval_id: str, wanted: RunFilter) -> dict[str, Any] | None:
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.hmget(approvals_key(run_id), f"requested:{approval_id}", f"status:{approval_id}")

@@ -1,51 +1,50 @@
-"""The relay's metrics."""
+"""The relay's metrics; what each means is in the registry, `towline.telemetry.metrics`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
-from opentelemetry import metrics
-from opentelemetry.metrics import CallbackOptions, Observation
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
 
 from towline.relay.consumer import LifecycleConsumer
+from towline.relay.errors import RedisAwayError
 from towline.relay.hub import Hub
+from towline.relay.index import RunIndex
+from towline.telemetry.metrics import observe_value
+
+_APPROVALS_EVERY_S: Final = 15.0
 
 
-def observe(hub: Hub, consumer: LifecycleConsumer) -> None:
-    """Have the meter ask `hub` and `consumer` whenever metrics are collected."""
-    meter = metrics.get_meter("towline.relay")
+@dataclass(slots=True)
+class OpenApprovals:
+    """What is known of the asks that wait for people; asked of Redis every so often."""
 
-    def gauge(name: str, unit: str, about: str, value: Callable[[], float]) -> None:
-        def callback(_options: CallbackOptions) -> Iterable[Observation]:
-            yield Observation(value())
+    count: int = 0
+    oldest_at_s: float | None = None
 
-        meter.create_observable_gauge(name, [callback], unit=unit, description=about)
+    def oldest_age_s(self) -> float:
+        """Age of the oldest one; 0 without one."""
+        return 0.0 if self.oldest_at_s is None else max(0.0, time.time() - self.oldest_at_s)
 
-    def counter(name: str, unit: str, about: str, value: Callable[[], float]) -> None:
-        def callback(_options: CallbackOptions) -> Iterable[Observation]:
-            yield Observation(value())
+    async def follow(self, index: RunIndex) -> None:
+        """Keep up with `index` until cancelled. Redis being away leaves what was known last."""
+        while True:
+            with suppress(RedisAwayError):
+                self.count, oldest_ms = await index.approvals_waiting()
+                self.oldest_at_s = None if oldest_ms is None else oldest_ms / 1000
+            await asyncio.sleep(_APPROVALS_EVERY_S)
 
-        meter.create_observable_counter(name, [callback], unit=unit, description=about)
 
-    gauge("towline.relay.clients", "{client}", "SSE clients now", lambda: hub.client_count)
-    gauge("towline.relay.feeds", "{stream}", "Streams read for clients now", lambda: hub.feed_count)
-    gauge(
-        "towline.relay.outcomes.held", "{run}", "Outcomes that wait for their run's last tokens",
-        lambda: consumer.held_count,
-    )  # fmt: skip
-    gauge(
-        "towline.relay.lag", "{event}", "Lifecycle events not applied yet, of this replica's partitions",
-        lambda: consumer.lag,
-    )  # fmt: skip
-    counter(
-        "towline.relay.events.applied", "{event}", "Lifecycle events and outcomes applied",
-        lambda: consumer.applied,
-    )  # fmt: skip
-    counter(
-        "towline.relay.events.undecodable", "{event}", "Records that are no event of the contract",
-        lambda: consumer.undecodable,
-    )  # fmt: skip
-    counter(
-        "towline.relay.clients.dropped", "{client}", "SSE clients that took nothing for too long",
-        lambda: hub.dropped,
-    )  # fmt: skip
+def observe(hub: Hub, consumer: LifecycleConsumer, approvals: OpenApprovals) -> None:
+    """Have the meter ask whenever metrics are collected. Once per process."""
+    observe_value("towline.relay.clients", lambda: hub.client_count)
+    observe_value("towline.relay.feeds", lambda: hub.feed_count)
+    observe_value("towline.relay.clients.dropped", lambda: hub.dropped)
+    observe_value("towline.relay.outcomes.held", lambda: consumer.held_count)
+    observe_value("towline.relay.lag", lambda: consumer.lag)
+    observe_value("towline.relay.events.applied", lambda: consumer.applied)
+    observe_value("towline.relay.events.undecodable", lambda: consumer.undecodable)
+    observe_value("towline.approvals.open", lambda: approvals.count)
+    observe_value("towline.approvals.oldest_age", approvals.oldest_age_s)

@@ -20,7 +20,7 @@ from towline.relay.consumer import LifecycleConsumer
 from towline.relay.errors import RedisAwayError
 from towline.relay.hub import Hub
 from towline.relay.index import RunIndex
-from towline.relay.metrics import observe
+from towline.relay.metrics import OpenApprovals, observe
 from towline.relay.redis_client import connect
 from towline.relay.routes import Door
 from towline.relay.settings import RelaySettings
@@ -52,12 +52,14 @@ async def serve(settings: RelaySettings, kafka: KafkaSettings, redis_settings: R
     store = RunStore(client, settings)
     hub = Hub(client)
     consumer = LifecycleConsumer(kafka, settings, store)
+    index = RunIndex(client)
+    approvals = OpenApprovals()
     producer = EventProducer(kafka, client_id="towline-relay", delivery_timeout_s=_PUBLISH_TIMEOUT_S)
-    door = Door(settings, hub, RunIndex(client), store, publisher_of(producer))
+    door = Door(settings, hub, index, store, publisher_of(producer))
     app = build_app(
         door, settings, authenticators=authenticators, live=consumer.not_alive, ready=consumer.not_ready
     )
-    observe(hub, consumer)
+    observe(hub, consumer, approvals)
     server = _Server(
         uvicorn.Config(
             app,
@@ -84,6 +86,7 @@ async def serve(settings: RelaySettings, kafka: KafkaSettings, redis_settings: R
         asyncio.create_task(hub.run(), name="hub"),
         asyncio.create_task(producer.start(), name="producer-start"),
         asyncio.create_task(_prune(store, settings), name="prune"),
+        asyncio.create_task(approvals.follow(index), name="open-approvals"),
     ]
     serving = asyncio.create_task(server.serve(), name="http")
     try:

@@ -2,6 +2,7 @@
 
 A log call's message is a constant event name; what varies goes into `extra`. So a line can be
 queried by its fields, and nothing from a topic is ever pasted into text that a terminal interprets.
+Lines name the run that the code works for (`towline.telemetry.runs`), and the current trace and span.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from opentelemetry import trace
+
+from towline.telemetry.runs import RunFields
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _LOUD: Final = {"aiokafka": logging.CRITICAL, "httpx": logging.WARNING, "azure": logging.WARNING}
@@ -78,6 +81,7 @@ def configure_logging(service: str, *, level: str = "INFO", json_lines: bool | N
     as_json = not sys.stderr.isatty() if json_lines is None else json_lines
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(service) if as_json else HumanFormatter())
+    handler.addFilter(RunFields())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

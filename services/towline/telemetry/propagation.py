@@ -6,31 +6,27 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from opentelemetry import context as otel_context
-from opentelemetry.context import Context
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry import trace
 
-_W3C = TraceContextTextMapPropagator()
+from towline.contracts.tracing import context_from as extract
+from towline.contracts.tracing import current_trace as inject
 
-
-def extract(traceparent: str | None, tracestate: str | None = None) -> Context:
-    """The context that `traceparent` names; an empty one if it is absent or malformed."""
-    carrier = {"traceparent": traceparent} if traceparent else {}
-    if traceparent and tracestate:
-        carrier["tracestate"] = tracestate
-    return _W3C.extract(carrier, context=Context())
-
-
-def inject(context: Context | None = None) -> tuple[str | None, str | None]:
-    """`traceparent` and `tracestate` of `context` (default: the current one); None where there is no span."""
-    carrier: dict[str, str] = {}
-    _W3C.inject(carrier, context=context)
-    return carrier.get("traceparent"), carrier.get("tracestate")
+__all__ = ["extract", "in_trace", "inject"]
 
 
 @contextmanager
-def attached(traceparent: str | None, tracestate: str | None = None) -> Generator[None]:
-    """Run the block in the context that `traceparent` names."""
-    token = otel_context.attach(extract(traceparent, tracestate))
+def in_trace(traceparent: str | None, tracestate: str | None = None) -> Generator[None]:
+    """Run the block in the trace that `traceparent` names.
+
+    A current span of that trace stays current: it is nearer to the block than the one that is named.
+    What else is in the context (baggage) stays too.
+    """
+    named = trace.get_current_span(extract(traceparent, tracestate))
+    about, current = named.get_span_context(), trace.get_current_span().get_span_context()
+    if not about.is_valid or (current.is_valid and current.trace_id == about.trace_id):
+        yield
+        return
+    token = otel_context.attach(trace.set_span_in_context(named))
     try:
         yield
     finally:

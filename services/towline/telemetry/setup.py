@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
-from typing import Final, Literal
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
 
 from opentelemetry import metrics, trace
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from towline.telemetry.logs import configure_logging
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.resources import Resource
 
 _FLUSH_TIMEOUT_MS: Final = 2_000
 
@@ -27,10 +33,20 @@ class LogSettings(BaseSettings):
     )
 
 
+class TraceSettings(BaseSettings):
+    """Spans kept on this machine, besides what the standard `OTEL_*` variables ask for."""
+
+    model_config = SettingsConfigDict(env_prefix="TOWLINE_TRACES_", frozen=True, extra="ignore")
+
+    dir: Path | None = Field(
+        default=None,
+        description="Folder in which spans are kept for `towline trace`; for one machine. "
+        "towline dev sets it.",
+    )
+
+
 def _exports(signal: str) -> bool:
     """Whether the standard variables ask for OTLP export of `signal` ("TRACES" or "METRICS")."""
-    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return False
     chosen = os.environ.get(f"OTEL_{signal}_EXPORTER")
     if chosen is not None:
         return chosen == "otlp"
@@ -40,12 +56,18 @@ def _exports(signal: str) -> bool:
     )
 
 
+def _disabled() -> bool:
+    return os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+
+
 @contextmanager
 def set_up(service_name: str) -> Generator[None]:
     """Configure logging, tracing and metrics for this process; flush them at the end.
 
     Traces and metrics are exported by OTLP over http/protobuf if the standard `OTEL_*` variables name an
-    endpoint. Metrics are also collected for ``/metrics``. Without an endpoint spans cost next to nothing.
+    endpoint. Metrics are also collected for ``/metrics``. Sampling is parent-based, and everything without
+    a parent is sampled, unless OTEL_TRACES_SAMPLER says otherwise. Without an endpoint spans cost next to
+    nothing, and the trace context of events is handed on all the same.
 
     Args:
         service_name: ``towline-bridge``, ``towline-worker``, …: the resource's ``service.name``.
@@ -54,22 +76,33 @@ def set_up(service_name: str) -> Generator[None]:
     json_lines = None if settings.format == "auto" else settings.format == "json"
     configure_logging(service_name, level=settings.level, json_lines=json_lines)
     with ExitStack() as cleanup:
-        _set_up_traces(service_name, cleanup)
+        set_up_traces(service_name, cleanup)
         _set_up_metrics(service_name, cleanup)
         yield
 
 
-def _set_up_traces(service_name: str, cleanup: ExitStack) -> None:
-    if not _exports("TRACES"):
+def set_up_traces(service_name: str, cleanup: ExitStack) -> None:
+    """Set the process's tracer provider, if spans are to go anywhere; flushed when `cleanup` ends."""
+    folder = TraceSettings().dir
+    if _disabled() or not (_exports("TRACES") or folder):
         return
     # Imported only when asked for: the exporter costs 100 ms of start-up.
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: service_name}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    from towline.telemetry.runs import RunAttributes
+
+    provider = TracerProvider(resource=_resource(service_name))
+    provider.add_span_processor(RunAttributes())
+    if _exports("TRACES"):
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    if folder is not None:
+        from towline.telemetry.local import FileSpanExporter
+
+        exporter = FileSpanExporter(folder, service_name)
+        provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
     trace.set_tracer_provider(provider)
     cleanup.callback(provider.shutdown)
     cleanup.callback(provider.force_flush, _FLUSH_TIMEOUT_MS)
@@ -79,13 +112,25 @@ def _set_up_metrics(service_name: str, cleanup: ExitStack) -> None:
     from opentelemetry.exporter.prometheus import PrometheusMetricReader
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
-    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 
     readers: list[MetricReader] = [PrometheusMetricReader()]
-    if _exports("METRICS"):
+    if not _disabled() and _exports("METRICS"):
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
         readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
-    provider = MeterProvider(metric_readers=readers, resource=Resource.create({SERVICE_NAME: service_name}))
+    provider = MeterProvider(metric_readers=readers, resource=_resource(service_name))
     metrics.set_meter_provider(provider)
     cleanup.callback(provider.shutdown, _FLUSH_TIMEOUT_MS)
+
+
+def _resource(service_name: str) -> Resource:
+    from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION, Resource
+
+    # The instance id tells replicas' metrics apart. OTEL_RESOURCE_ATTRIBUTES adds to these.
+    return Resource.create(
+        {
+            SERVICE_NAME: service_name,
+            SERVICE_VERSION: version("towline"),
+            SERVICE_INSTANCE_ID: f"{socket.gethostname()}-{os.getpid()}",
+        }
+    )

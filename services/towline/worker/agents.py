@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from agent_framework import AgentResponse, AgentResponseUpdate, AgentSession
+from opentelemetry import trace
 
-from towline.telemetry.propagation import attached
+from towline.telemetry.propagation import in_trace
+from towline.telemetry.runs import RunRef, bind
 from towline.worker.context import TOWLINE_OPTION
 
 _log = logging.getLogger(__name__)
@@ -73,6 +75,15 @@ class _TurnOf:
     run_id: str
     turn: str
     traceparent: str | None
+    run_type: str | None = None
+    session_id: str | None = None
+
+    def begin(self) -> None:
+        """Put the run on the spans and log lines of this task, which ends with the turn."""
+        run = RunRef(self.run_id, self.run_type, self.session_id, self.turn)
+        bind(run)
+        # The entity's span began before anybody knew the run.
+        trace.get_current_span().set_attributes(run.attributes())
 
 
 class _Recorders:
@@ -141,7 +152,8 @@ class ObservedAgent:
     async def _run_whole(self, about: _TurnOf, messages: Any, arguments: dict[str, Any]) -> AgentResponse:
         recorders = _Recorders(self._observers, about, self._registered_name)
         try:
-            with attached(about.traceparent):
+            about.begin()
+            with in_trace(about.traceparent):
                 answer = self._agent.run(messages, **arguments)
                 response = await answer if inspect.isawaitable(answer) else answer
         except BaseException as error:
@@ -166,7 +178,8 @@ class _WatchedStream:
 
     async def __aiter__(self) -> AsyncIterator[AgentResponseUpdate]:
         try:
-            with attached(self._about.traceparent):
+            self._about.begin()
+            with in_trace(self._about.traceparent):
                 stream: Any = self._agent.run(self._messages, stream=True, **self._arguments)
                 self._stream = stream if hasattr(stream, "__aiter__") else await stream
                 async for update in self._stream:
@@ -191,4 +204,10 @@ def _turn_of(about: Any) -> _TurnOf | None:
     if not isinstance(about, dict):
         return None
     told = cast("dict[str, Any]", about)
-    return _TurnOf(str(told.get("run_id")), str(told.get("turn")), told.get("traceparent"))
+    return _TurnOf(
+        str(told.get("run_id")),
+        str(told.get("turn")),
+        told.get("traceparent"),
+        told.get("run_type"),
+        told.get("session_id"),
+    )

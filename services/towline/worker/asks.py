@@ -46,6 +46,8 @@ class _Wait:
     escalation: task.TimerTask | None = None
     escalate: Callable[[], Announcement] | None = None
     announced: bool = False
+    requested_at: datetime | None = None
+    decided_in: tuple[str, ...] = ()
 
 
 def event_data(delivered: Deliver) -> Any:
@@ -268,6 +270,7 @@ class Asks:
 
     def _deliver(self, delivered: Deliver) -> None:
         wait = self._waits[delivered.approval_id]
+        wait.decided_in = tuple(vote.traceparent for vote in delivered.votes if vote.traceparent)
         self._stop_timers(wait)
         if wait.detach is not None:
             wait.detach()  # So that the next native event goes to the next wait.
@@ -288,6 +291,8 @@ class Asks:
                 # An abandoned wait would take the next event of its name from the wait that follows it.
                 wait.detach()
             self._stop_timers(wait)
+            if wait.requested_at is not None:
+                self._run.waited(effect, wait.requested_at, wait.decided_in)
         answered = [
             other.command_id
             for other in together_with
@@ -299,6 +304,7 @@ class Asks:
         self._run.resolved(effect, None if wait is None else answered)
 
     def _request(self, wait: _Wait, announcement: Announcement, *, suffix: str = "") -> None:
+        wait.requested_at = wait.requested_at or self._run.now
         self._run.requested(
             ApprovalRequested(
                 run_id=self._run.envelope.run_id,

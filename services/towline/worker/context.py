@@ -18,6 +18,7 @@ from towline.worker.asks import Asks
 from towline.worker.errors import AgentRunError
 from towline.worker.retries import Retries
 from towline.worker.run import Run
+from towline.worker.turn import current_turn
 
 TOWLINE_OPTION: Final = "towline"
 """Key of an agent call's options under which the run and the turn travel to the agent."""
@@ -134,7 +135,7 @@ class RunContext(task.OrchestrationContext):
         self.next_generation: NextGeneration | None = None
         self.children: dict[str, task.Task[Any]] = {}
         self.custom_status: Any = None
-        self.retries = Retries(run.native.create_timer)
+        self.retries = Retries(self._retry_timer)
         self._turn: str | None = None
         self._native = run.native
         self._replays_look_live = replays_look_live
@@ -182,8 +183,10 @@ class RunContext(task.OrchestrationContext):
         return timer
 
     def call_activity(self, activity: Any, **options: Any) -> task.CompletableTask[Any]:
-        """Call an activity."""
-        return self._native.call_activity(activity, **options)
+        """Call an activity; its spans and logs name the run."""
+        given: dict[str, str] = options.pop("tags", None) or {}
+        tags = {**given, **self.run.labels}
+        return self._native.call_activity(activity, tags=tags, **options)
 
     def call_entity(
         self,
@@ -268,6 +271,12 @@ class RunContext(task.OrchestrationContext):
         finally:
             self._turn = None
 
+    def _retry_timer(self, delay: timedelta) -> task.TimerTask:
+        turn = current_turn()
+        if turn is not None and not self._native.is_replaying:
+            turn.retries += 1
+        return self._native.create_timer(delay)
+
     def _exit_critical_section(self) -> None:
         self._native._exit_critical_section()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
@@ -276,7 +285,10 @@ class RunContext(task.OrchestrationContext):
             "run_id": self.run.envelope.run_id,
             "turn": self._turn or self.run.next_agent_turn(),
             "traceparent": self.run.traceparent,
+            "run_type": self.run.envelope.run_type,
         }
+        if self.run.envelope.session_id is not None:
+            about["session_id"] = self.run.envelope.session_id
         return {**request, "options": {**(request.get("options") or {}), TOWLINE_OPTION: about}}
 
 

@@ -13,7 +13,7 @@ from durabletask.worker import ConcurrencyOptions
 
 from towline.contracts.errors import TowlineError
 from towline.contracts.settings import SchedulerSettings
-from towline.worker import loader, sdk
+from towline.worker import instruments, loader, sdk
 from towline.worker.agents import InstrumentAgent, ObservedAgent, TurnObserver, no_instrumentation
 from towline.worker.dispatcher import Dispatcher, DispatcherOptions
 from towline.worker.outlet import Outlet, Publisher
@@ -54,7 +54,7 @@ class Host:
         self._publisher = publisher
         self._settings = settings
         self._scheduler = scheduler
-        self._observers = tuple(observers)
+        self._observers = (instruments.TurnMetrics(), *observers)
         self._instrument_agent = instrument_agent
         self._worker: TowlineWorker | None = None
         self._outlet: Outlet | None = None
@@ -143,6 +143,7 @@ class Host:
         )
         self._dispatcher = Dispatcher(worker, outlet, options)
         self._dispatcher.start()
+        instruments.observe_host(self._dispatcher, outlet)
 
     async def _stop_dispatcher(self, dispatcher: Dispatcher, outlet: Outlet) -> bool:
         began = time.monotonic()

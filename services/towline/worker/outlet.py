@@ -23,11 +23,13 @@ from towline.contracts.events import (
     RunFailed,
     RunProgressed,
 )
+from towline.telemetry import metrics
 from towline.worker.errors import TurnAbandonedError
 from towline.worker.turn import Publish, RaiseOn, Turn
 
 _log = logging.getLogger(__name__)
 
+_failures = metrics.counter("towline.worker.publish_failures")
 _BACKOFF_S: Final = (0.1, 0.3, 1.0, 3.0, 5.0)
 _TOO_LARGE: Final = "OutputTooLargeError"
 
@@ -165,6 +167,7 @@ class Outlet:
                     waiting = await self._publish_singly(waiting, error)
                 except TowlineError as error:
                     self._stuck_since_attempt += 1
+                    _failures.add(1)
                     _log.warning("publish_failed", extra={"event_id": waiting[0].id, "error": str(error)})
                     await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
                     attempt += 1

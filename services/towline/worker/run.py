@@ -22,9 +22,10 @@ from towline.contracts.events import (
     RunStarted,
     Usage,
 )
+from towline.telemetry.runs import RunRef
 from towline.worker import sdk
 from towline.worker.book import Book, Refused, Resolved
-from towline.worker.turn import Publish, RaiseOn, Said, current_turn
+from towline.worker.turn import Publish, RaiseOn, Said, Waited, current_turn
 
 if TYPE_CHECKING:
     from towline.worker.asks import Asks
@@ -90,6 +91,11 @@ class Run:
         self.drops_events = False
         """The run continues as new and wants none of the events that wait for it."""
         self.child_prefix = "" if self.is_root else _prefix(native.instance_id, envelope.run_id)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What names the run on an activity, whose worker knows no more than the activity's own request."""
+        return RunRef(self.envelope.run_id, self.envelope.run_type, self.envelope.session_id).attributes()
 
     @property
     def is_root(self) -> bool:
@@ -189,6 +195,22 @@ class Run:
                     instance_id=self.native.instance_id,
                     phase="resolved",
                     answered=answered,
+                )
+            )
+
+    def waited(self, effect: Resolved, requested_at: datetime, decided_in: tuple[str, ...]) -> None:
+        """Note how long an ask was open, and in which traces it was decided."""
+        turn = current_turn()
+        if turn is not None and (self.ended or not self.native.is_replaying):
+            turn.waited.append(
+                Waited(
+                    approval_id=effect.approval_id,
+                    outcome=effect.outcome,
+                    requested_at=requested_at,
+                    resolved_at=self.now,
+                    traceparent=self.traceparent,
+                    decided_in=decided_in,
+                    approver=effect.approver,
                 )
             )
 

@@ -37,6 +37,7 @@ from durabletask.payload.store import PayloadStore
 from durabletask.serialization import DataConverter, JsonDataConverter
 from durabletask.worker import TaskHubGrpcWorker, WorkItemFilters
 
+from towline.telemetry.spans import span_id_of
 from towline.worker.errors import UnsupportedSdkError
 
 PINNED: Final = {
@@ -109,6 +110,21 @@ def started_event(request: pb.OrchestratorRequest) -> pb.ExecutionStartedEvent |
             if event.HasField("executionStarted"):
                 return event.executionStarted
     return None
+
+
+def pin_trace(request: pb.OrchestratorRequest) -> None:
+    """Give the orchestration's span an id that follows from the instance, before its first turn runs.
+
+    The SDK draws one at random and has the scheduler keep it with the first turn's report. Were that turn
+    lost with its worker, what it has published already would name a span that never comes to be.
+    """
+    started = started_event(request)
+    if started is None or not started.HasField("parentTraceContext"):
+        return
+    if not request.orchestrationTraceContext.spanID.value:
+        execution_id = started.orchestrationInstance.executionId.value
+        span_id = span_id_of(request.instanceId, execution_id)
+        request.orchestrationTraceContext.spanID.value = f"{span_id:016x}"
 
 
 def has_parent(started: pb.ExecutionStartedEvent) -> bool:

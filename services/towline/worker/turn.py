@@ -11,6 +11,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from towline.contracts.events import Event
@@ -38,6 +39,21 @@ class RaiseOn:
 Said: TypeAlias = Publish | RaiseOn
 
 
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """An ask that has come to its end in this turn, for the record."""
+
+    approval_id: str
+    outcome: str
+    requested_at: datetime
+    resolved_at: datetime
+    traceparent: str | None
+    """The orchestration's own span."""
+    decided_in: tuple[str, ...] = ()
+    """Traces (traceparent) of the decisions that it was decided by."""
+    approver: str | None = None
+
+
 @dataclass(slots=True)
 class Turn:
     """What one turn says, and the run that it belongs to once its code has begun."""
@@ -48,6 +64,9 @@ class Turn:
     outbox: list[Said] = field(default_factory=list["Said"])
     progress_count: int = 0
     run: Run | None = None
+    waited: list[Waited] = field(default_factory=list["Waited"])
+    retries: int = 0
+    """Agent calls that this turn decided to try again."""
 
 
 _current: ContextVar[Turn | None] = ContextVar("towline_turn", default=None)

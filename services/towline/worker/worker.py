@@ -19,7 +19,9 @@ from pydantic import ValidationError
 from towline.contracts import ids
 from towline.contracts.durable import DECISION_EVENT, RaisedCommand, RunEnvelope, unwrap_input
 from towline.contracts.events import ApprovalRefused, Event
-from towline.worker import sdk, workflows
+from towline.contracts.tracing import tracing_is_on
+from towline.telemetry.runs import scope
+from towline.worker import instruments, sdk, workflows
 from towline.worker.book import Refused
 from towline.worker.errors import TurnAbandonedError
 from towline.worker.outcome import RunFacts, outcome_of
@@ -101,10 +103,14 @@ class TowlineWorker(DurableTaskSchedulerWorker):
         return registered
 
     def _execute_orchestrator(self, req: sdk.OrchestratorRequest, stub: Any, completionToken: Any) -> None:  # noqa: N803 — the SDK's names
+        with scope():
+            self._execute_turn(req, stub, completionToken)
+
+    def _execute_turn(self, req: sdk.OrchestratorRequest, stub: Any, token: Any) -> None:
         turn = self.begin_turn(req)
         recorder = _Recorder(stub)
         with active(turn):
-            super()._execute_orchestrator(req, recorder, completionToken)
+            super()._execute_orchestrator(req, recorder, token)
         response = recorder.response
         if response is None:
             return  # The SDK has abandoned it: another worker's version.
@@ -115,6 +121,7 @@ class TowlineWorker(DurableTaskSchedulerWorker):
         except TurnAbandonedError as abandoned:
             _log.info("turn_abandoned", extra={"instance_id": req.instanceId, "reason": str(abandoned)})
             return
+        instruments.record(turn, now=self._clock())
         try:
             stub.CompleteOrchestratorTask(response)
         except grpc.RpcError as error:
@@ -123,9 +130,15 @@ class TowlineWorker(DurableTaskSchedulerWorker):
                 "turn_not_reported", extra={"instance_id": req.instanceId, "error": _rpc_text(error)}
             )
 
+    def now(self) -> datetime:
+        """The time."""
+        return self._clock()
+
     def begin_turn(self, request: sdk.OrchestratorRequest) -> Turn:
         """The turn that `request` asks for."""
         self.outlet.replace(request.instanceId)
+        if tracing_is_on():
+            sdk.pin_trace(request)
         return Turn(request.instanceId, len(request.pastEvents))
 
     def end_turn(

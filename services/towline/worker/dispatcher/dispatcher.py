@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
+from collections import Counter
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import grpc.aio
 
-from towline.worker import sdk
+from towline.worker import instruments, sdk
 from towline.worker.dispatcher.connection import Backoff, Connection
 from towline.worker.dispatcher.greenlets import Waits, wait_in_greenlet
 from towline.worker.errors import TurnAbandonedError
@@ -61,6 +64,8 @@ class Dispatcher:
         self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix="towline-item")
         self._agents = sdk.agent_loop()
         self._items: set[asyncio.Task[None]] = set()
+        self.taken: Counter[str] = Counter()
+        """Work items that came, by kind."""
         self._batches: dict[str, asyncio.Task[None]] = {}
         self._agent_turns: dict[str, set[Waits[Any]]] = {}
         self._connection: Connection | None = None
@@ -170,10 +175,13 @@ class Dispatcher:
         token = item.completionToken
         match kind:
             case "orchestratorRequest":
+                self.taken["turn"] += 1
                 self._spawn(self._turn(item.orchestratorRequest, token, connection))
             case "activityRequest":
+                self.taken["activity"] += 1
                 self._spawn(self._activity(item.activityRequest, token, connection))
             case "entityRequest" | "entityRequestV2":
+                self.taken["entity"] += 1
                 request = getattr(item, kind)
                 previous = self._batches.get(request.instanceId)
                 task = self._spawn(self._batch(request, token, connection, previous))
@@ -224,6 +232,7 @@ class Dispatcher:
         except TurnAbandonedError as abandoned:
             _log.info("turn_abandoned", extra={"instance_id": request.instanceId, "reason": str(abandoned)})
             return
+        instruments.record(turn, now=worker.now())
         await connection.report(answer.method, answer.message)
 
     async def _raise_event(self, connection: Connection, said: RaiseOn) -> None:
@@ -240,8 +249,10 @@ class Dispatcher:
             _log.info("event_target_gone", extra={"instance_id": said.instance_id, "event_name": said.name})
 
     async def _activity(self, request: Any, token: str, connection: Connection) -> None:
+        instruments.bind_activity(request)
+        execute = partial(sdk.execute_activity, self._worker, request, token)
         answer = await asyncio.get_running_loop().run_in_executor(
-            self._threads, sdk.execute_activity, self._worker, request, token
+            self._threads, partial(contextvars.copy_context().run, execute)
         )
         await connection.report(answer.method, answer.message)
 
