@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
@@ -33,6 +34,7 @@ from towline.delivery import KafkaRecord
 from towline.telemetry.propagation import inject
 
 SOURCE: Final = "towline/bridge"
+_TOLD_MAX_COUNT: Final = 10_000
 
 
 class Answers:
@@ -46,6 +48,11 @@ class Answers:
     ) -> None:
         self._producer = producer
         self.now = now
+        self._told: OrderedDict[str, None] = OrderedDict()
+
+    def has_told(self, run_id: str) -> bool:
+        """Whether this process has published the run's outcome, as far as it remembers."""
+        return run_id in self._told
 
     async def _say(self, event_id: str, data: EventData, cause: Event | None) -> None:
         traceparent, tracestate = inject()
@@ -91,11 +98,18 @@ class Answers:
         """The run was ended by termination."""
         data = RunCancelled(run_id=run_id, run_type=run_type, reason=reason, finished_at=self.now())
         await self._say(ids.outcome_id(run_id), data, cause)
+        self._remember(run_id)
 
     async def failed(self, run_id: str, run_type: str, error: ErrorInfo, finished_at: datetime) -> None:
         """The scheduler itself failed the run."""
         data = RunFailed(run_id=run_id, run_type=run_type, error=error, finished_at=finished_at)
         await self._say(ids.outcome_id(run_id), data, None)
+        self._remember(run_id)
+
+    def _remember(self, run_id: str) -> None:
+        self._told[run_id] = None
+        if len(self._told) > _TOLD_MAX_COUNT:
+            self._told.popitem(last=False)
 
     async def control_done(self, event: Event[RunControl], *, suspended: bool) -> None:
         """A suspend or resume took effect."""

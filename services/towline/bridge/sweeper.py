@@ -73,7 +73,7 @@ class Sweeper:
         """
         published = 0
         for run_id in await self._scheduler.ended_ids(since=self._answers.now() - self._window):
-            if run_id in self._known:
+            if run_id in self._known or self._answers.has_told(run_id):
                 continue
             state = await self._scheduler.find(run_id)
             if state is not None and state.ended:

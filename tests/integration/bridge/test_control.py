@@ -139,6 +139,11 @@ async def test_a_cancel_with_no_worker_terminates_after_the_grace(short, hub):
     assert outcome.type == "run.cancelled"
     assert (outcome.data["run_type"], outcome.data["reason"]) == ("review", "test")
     assert (await ended(hub, "r-1")).runtime_status is OrchestrationStatus.TERMINATED
+    await short.request("r-2")
+    await started(hub, "r-2")
+    await hub.terminate_orchestration("r-2")
+    await short.until(lambda seen: seen.id == "r-2/outcome")
+    assert len(short.of("r-1")) == 1, "the sweeper does not say it again"
 
 
 async def test_a_cancel_of_a_run_that_starts_later_needs_no_worker_and_no_grace(
@@ -196,6 +201,14 @@ async def test_an_orchestration_that_towline_did_not_start_gets_no_outcome(short
     await hub.terminate_orchestration("r-1")
     await short.until(lambda seen: seen.id == "r-1/outcome")
     assert short.of("foreign") == []
+
+
+async def test_an_orchestration_that_towline_did_not_start_is_out_of_reach(short, hub):
+    await hub.schedule_new_orchestration("review", instance_id="foreign")
+    command = await control(short, "foreign", "cancel")
+    answer = await short.until(lambda seen: seen.id.endswith(command))
+    assert answer.data["reason"] == "unknown_run"
+    assert (await hub.get_orchestration_state("foreign")).runtime_status is OrchestrationStatus.PENDING
 
 
 # -- decisions and raised events -----------------------------------------------------------------------
