@@ -16,6 +16,7 @@ from towline.relay.principals import Authenticator, NoAuth
 from towline.relay.problems import HANDLERS
 from towline.relay.routes import Door
 from towline.relay.settings import RelaySettings
+from towline.relay.tracing import TracedCommands
 from towline.telemetry import health_routes
 
 Check = Callable[[], str | None]
@@ -40,6 +41,7 @@ def build_app(
             loopback_only=any(isinstance(one, NoAuth) for one in authenticators),
         )
     ]
+    middleware.append(Middleware(TracedCommands))
     if origins:
         # Outside the guard: a browser asks for permission without credentials.
         middleware.insert(

@@ -27,6 +27,7 @@ from towline.relay.errors import RedisAwayError, RedisLostDataError
 from towline.relay.projection import Change, project
 from towline.relay.settings import RelaySettings
 from towline.relay.store import Mode, RunStore, Step
+from towline.relay.tracing import note_applied
 
 _log = logging.getLogger(__name__)
 
@@ -199,6 +200,7 @@ class LifecycleConsumer:
         self, assignment: _Assignment, batches: Mapping[TopicPartition, Sequence[Any]]
     ) -> None:
         read: list[tuple[str, int, Change]] = []
+        began_ns = time.time_ns()
         for tp, records in batches.items():
             if tp.topic != self._kafka.topics.events:
                 continue
@@ -216,6 +218,7 @@ class LifecycleConsumer:
             if result.status == "refused":
                 _log.error("event_refused", extra={"event_id": change.event_id, "error": result.problem})
             assignment.progress[partition].finish(Step(partition, offset, change, result))
+            note_applied(change, partition, offset, began_ns, group=self._settings.group)
 
     async def _hold_outcomes(
         self, client: Any, assignment: _Assignment, batches: Mapping[TopicPartition, Sequence[Any]]
@@ -243,7 +246,8 @@ class LifecycleConsumer:
             barrier = None if tp is None else (_name(tp), ends[tp])
             age_ms = max(0.0, wall_ms - record.timestamp)
             due_at = now + max(0.0, self._settings.settle_ms - age_ms) / 1000
-            assignment.held.add(Held(partition, record.offset, change, barrier, due_at), now=now)
+            held = Held(partition, record.offset, change, barrier, due_at, taken_ns=int(wall_ms * 1_000_000))
+            assignment.held.add(held, now=now)
 
     async def _apply_outcomes(self, client: Any, assignment: _Assignment) -> None:
         if not len(assignment.held):
@@ -257,6 +261,7 @@ class LifecycleConsumer:
             if result.status == "refused":
                 _log.error("event_refused", extra={"event_id": held.change.event_id, "error": result.problem})
             assignment.progress[held.partition].finish(Step(held.partition, held.offset, held.change, result))
+            note_applied(held.change, held.partition, held.offset, held.taken_ns, group=self._settings.group)
             assignment.held.release(held)
 
     async def _positions(self, client: Any, partitions: set[str]) -> Mapping[str, int]:

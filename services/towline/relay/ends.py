@@ -32,6 +32,8 @@ class Held:
     barrier_seen: int = -1
     barrier_moved_at: float = 0.0
     force_at: float | None = None
+    taken_ns: int = 0
+    """When it was read, Unix time in ns."""
 
 
 @dataclass(slots=True)

@@ -66,7 +66,8 @@ _RUN: Final = {
         "updated_ms": {"type": "integer", "description": "Time of its newest event, Unix time in ms."},
         "started_at": {**_TEXT, "format": "date-time"},
         "finished_at": {**_TEXT, "format": "date-time"},
-        "trace_id": _TEXT,
+        "trace_id": {**_TEXT, "description": "W3C trace id, of 32 hexadecimal digits."},
+        "links": {"type": "object", "additionalProperties": _TEXT},
         "approvals": {"type": "array", "items": {"$ref": "#/components/schemas/Approval"}},
     },
 }

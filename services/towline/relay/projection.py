@@ -52,6 +52,8 @@ class Change:
     raw: Mapping[str, Any]
     """The event's data as it is."""
     ends: bool = False
+    traceparent: str | None = None
+    """Trace of whoever published the event."""
     fields: Mapping[str, str] = field(default_factory=dict[str, str])
     """Of the run's hash, overwritten."""
     approval_id: str | None = None
@@ -87,6 +89,7 @@ def project(event: Event, *, recorded_ms: int) -> Change | None:
         run_id=cast("str", raw["run_id"]),
         time_ms=time_ms,
         raw=raw,
+        traceparent=event.traceparent,
         **described,
     )
 

@@ -115,7 +115,10 @@ class Door:
         run = await self.index.run(run_id)
         if run is None:
             raise _unknown(run_id)
-        return JSONResponse({**run, "links": _links(run_id)})
+        links = _links(run_id)
+        if self.settings.trace_url and "trace_id" in run:
+            links["trace"] = self.settings.trace_url.replace("{trace_id}", run["trace_id"])
+        return JSONResponse({**run, "links": links})
 
     async def list_runs(self, request: Request) -> Response:
         """GET /runs."""

@@ -57,4 +57,8 @@ class RelaySettings(BaseSettings):
     rate_per_s: float = Field(default=50, gt=0, description="Requests a second per caller, on average.")
     rate_burst: int = Field(default=200, ge=1, description="Requests a caller may make at once.")
     body_bytes_max: int = Field(default=1_000_000, gt=0, description="Largest request body.")
+    trace_url: str | None = Field(
+        default=None,
+        description="Where a run's trace is shown, with {trace_id} in it: a link of GET /runs/{id}.",
+    )
     clients_max: int = Field(default=10_000, ge=1, description="Most SSE clients of one replica.")
