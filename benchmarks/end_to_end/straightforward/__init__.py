@@ -1,0 +1,1 @@
+"""The straightforward build: what FastStream's and the Durable Task SDK's documentation teach, together."""

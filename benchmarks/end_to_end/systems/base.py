@@ -1,0 +1,92 @@
+"""The one interface that the workloads drive."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, ClassVar, Literal, Self
+
+Kind = Literal["answer", "approved_answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One Kafka record to publish."""
+
+    topic: str
+    key: bytes
+    value: bytes
+    headers: Sequence[tuple[str, bytes]] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What one record of the system says about a run."""
+
+    run_id: str
+    asks: str | None = None
+    """The run waits for a decision on this approval."""
+    output: Any = None
+    """The run has ended with this."""
+
+
+class System(ABC):
+    """One system under measurement, with a Kafka of its own. A context manager."""
+
+    name: ClassVar[str]
+    about: ClassVar[str]
+    """How it was built, and what in it is durable."""
+
+    def __init__(self, model_ms: int) -> None:
+        self.model_ms = model_ms
+
+    @property
+    @abstractmethod
+    def bootstrap(self) -> str:
+        """Kafka's address."""
+
+    @property
+    @abstractmethod
+    def listens(self) -> Sequence[str]:
+        """Topics that it speaks on."""
+
+    @property
+    @abstractmethod
+    def processes(self) -> Mapping[str, int]:
+        """Ids of all its processes by name, with Kafka's."""
+
+    @property
+    @abstractmethod
+    def own(self) -> Sequence[str]:
+        """Names of the processes that count as the system's cost: all but Kafka and Redis."""
+
+    @abstractmethod
+    def request(self, run_id: str, kind: Kind, message: str) -> Message:
+        """Ask for a run."""
+
+    @abstractmethod
+    def decide(self, run_id: str, approval: str) -> Message:
+        """Approve."""
+
+    @abstractmethod
+    def read(self, record: Any) -> Said | None:
+        """What a record says, as far as the benchmark cares."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start all processes and wait until they serve."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Stop all processes and delete their data."""
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
