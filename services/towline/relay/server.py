@@ -50,7 +50,7 @@ async def serve(settings: RelaySettings, kafka: KafkaSettings, redis_settings: R
     authenticators = authenticators_for(settings)
     client = connect(redis_settings)
     store = RunStore(client, settings)
-    hub = Hub(client)
+    hub = Hub(client, heartbeat_s=settings.heartbeat_s, send_timeout_s=settings.send_timeout_s)
     consumer = LifecycleConsumer(kafka, settings, store)
     index = RunIndex(client)
     approvals = OpenApprovals()
