@@ -92,7 +92,8 @@ def run(
         asyncio.run(serve(settings, lambda server: _ready(server, settings)))
     except ValidationError as error:
         problem = error.errors()[0]
-        _fail(f"--{'-'.join(map(str, problem['loc'])).replace('_', '-')}: {problem['msg']}")
+        field = "-".join(map(str, problem["loc"])) or "token_file"
+        _fail(f"--{field.replace('_', '-')}: {problem['msg'].removeprefix('Value error, ')}")
     except (ConfigurationError, StoreError) as error:
         _fail(str(error))
 

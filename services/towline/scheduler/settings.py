@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from towline.scheduler.engine.ports import Limits
@@ -40,6 +41,9 @@ class SchedulerSettings(BaseSettings):
     tls_cert: Path | None = Field(default=None, description="PEM file with the certificate chain")
     tls_key: Path | None = Field(default=None, description="PEM file with the private key")
     token: SecretStr | None = Field(default=None, description="Bearer token that every call must carry")
+    token_file: Path | None = Field(
+        default=None, description="File that holds the token, for example a mounted secret"
+    )
     test_clock: bool = Field(default=False, description="Let callers skip time (for tests)")
     max_receive_bytes: int = Field(
         default=64 * 1024 * 1024, ge=1_048_576, description="Largest message accepted, in bytes"
@@ -73,6 +77,20 @@ class SchedulerSettings(BaseSettings):
     health_ping_s: float = Field(default=25.0, gt=0, description="Seconds between pings to idle workers")
     cache_mb: int = Field(default=128, ge=1, description="Memory for ready history, in MiB")
     cache_instances: int = Field(default=20_000, ge=100, description="Instances kept in memory")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_token_file(cls, values: dict[str, Any]) -> dict[str, Any]:
+        path = values.get("token_file")
+        if not path or values.get("token"):
+            return values
+        try:
+            token = Path(path).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from None
+        if not token:
+            raise ValueError(f"{path} is empty")
+        return {**values, "token": token}
 
     def limits(self) -> Limits:
         """Limits of the engine."""

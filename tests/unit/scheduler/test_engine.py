@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.scheduler.worlds import HUB, Bench, history
 
-from towline.scheduler.engine import entities, lifecycle, turns
+from towline.scheduler.engine import control, entities, lifecycle, rewind, turns
 from towline.scheduler.engine.errors import (
     AlreadyExistsError,
     InvalidRequestError,
@@ -21,6 +21,7 @@ from towline.scheduler.engine.model import (
     PENDING,
     RUNNING,
     SUSPENDED,
+    TERMINATED,
     Instance,
 )
 from towline.scheduler.engine.ports import Limits
@@ -111,11 +112,11 @@ def test_a_suspended_instance_keeps_its_messages_for_one_turn_after_the_resume()
     run = bench.start("x")
     bench.begin(run)
     bench.answer(run)
-    lifecycle.suspend(bench.changes, bench.world, HUB, "run", None, bench.now)
-    lifecycle.raise_event(bench.changes, bench.world, HUB, "run", "e", None, bench.now)
+    control.suspend(bench.changes, bench.world, HUB, "run", None, bench.now)
+    control.raise_event(bench.changes, bench.world, HUB, "run", "e", None, bench.now)
     assert run.status == SUSPENDED
     assert not run.runnable
-    lifecycle.resume(bench.changes, bench.world, HUB, "run", None, bench.now)
+    control.resume(bench.changes, bench.world, HUB, "run", None, bench.now)
 
     sent = [event.WhichOneof("eventType") for event in bench.begin(run).newEvents]
     assert sent == ["orchestratorStarted", "executionSuspended", "eventRaised", "executionResumed"]
@@ -124,16 +125,16 @@ def test_a_suspended_instance_keeps_its_messages_for_one_turn_after_the_resume()
 def test_unknown_instances_are_not_found_and_finished_ones_take_events_without_effect() -> None:
     bench = Bench()
     with pytest.raises(NotFoundError):
-        lifecycle.raise_event(bench.changes, bench.world, HUB, "nobody", "e", None, bench.now)
+        control.raise_event(bench.changes, bench.world, HUB, "nobody", "e", None, bench.now)
     run = bench.start("x")
     bench.begin(run)
     bench.answer(run, complete(result="1"))
-    lifecycle.raise_event(bench.changes, bench.world, HUB, "run", "e", None, bench.now)
+    control.raise_event(bench.changes, bench.world, HUB, "run", "e", None, bench.now)
 
     assert not run.inbox
     bench.start("y", None, "live")
     with pytest.raises(PreconditionError):
-        lifecycle.restart(bench.changes, bench.world, HUB, "live", new_id=False, now=bench.now)
+        control.restart(bench.changes, bench.world, HUB, "live", new_id=False, now=bench.now)
 
 
 def test_an_action_of_an_unknown_kind_fails_the_instance() -> None:
@@ -181,7 +182,7 @@ def test_locks_pass_from_holder_to_holder_in_order_and_shut_others_out() -> None
 
     assert (first.lock_holder, second.lock_holder) == ("r0", "r0")
     assert [op.request_id for op in first.admissible()] == ["q1"]
-    lifecycle.terminate(bench.changes, bench.world, HUB, "r0", None, recursive=False, now=bench.now)
+    control.terminate(bench.changes, bench.world, HUB, "r0", None, recursive=False, now=bench.now)
     assert (first.lock_holder, second.lock_holder) == ("r1", "r1")
 
 
@@ -190,7 +191,7 @@ def test_an_entity_result_reaches_only_the_execution_that_called() -> None:
     run = bench.start("x")
     bench.begin(run)
     bench.answer(run, call(1, "q"))
-    lifecycle.raise_event(bench.changes, bench.world, HUB, "run", "e", None, bench.now)
+    control.raise_event(bench.changes, bench.world, HUB, "run", "e", None, bench.now)
     bench.begin(run)
     bench.answer(run, complete(int(pb.ORCHESTRATION_STATUS_CONTINUED_AS_NEW), "2"))
     bench.run_entity(bench.world.entity(HUB, "@counter@a"), lambda _, __: ("1", "1"))
@@ -221,7 +222,7 @@ def test_every_entity_call_is_answered_once_whatever_locks_and_losses_come_betwe
     for number, (index, what) in enumerate(plan):
         run = runs[index]
         if not run.inbox:
-            lifecycle.raise_event(bench.changes, bench.world, HUB, run.id, "e", None, bench.now)
+            control.raise_event(bench.changes, bench.world, HUB, run.id, "e", None, bench.now)
         bench.begin(run)
         if what == "call":
             asked[run.id].add(f"q{number}")
@@ -242,7 +243,7 @@ def test_every_entity_call_is_answered_once_whatever_locks_and_losses_come_betwe
     done = sum(what != "lock" for _, what in plan)
     for run in runs:
         if not run.inbox:
-            lifecycle.raise_event(bench.changes, bench.world, HUB, run.id, "e", None, bench.now)
+            control.raise_event(bench.changes, bench.world, HUB, run.id, "e", None, bench.now)
         bench.begin(run)
         bench.answer(run)
         answered = [
@@ -253,3 +254,116 @@ def test_every_entity_call_is_answered_once_whatever_locks_and_losses_come_betwe
         assert sorted(answered) == sorted(asked[run.id])
     assert not entity.queue
     assert int(entity.state or 0) >= done
+
+
+def rewound(history: list[pb.HistoryEvent]) -> pb.OrchestratorAction:
+    return pb.OrchestratorAction(id=-1, rewindOrchestration=pb.RewindOrchestrationAction(newHistory=history))
+
+
+def started(execution_id: str) -> pb.HistoryEvent:
+    event = pb.HistoryEvent(executionStarted=pb.ExecutionStartedEvent(name="x"))
+    event.executionStarted.orchestrationInstance.executionId.value = execution_id
+    return event
+
+
+UNUSABLE_HISTORIES: dict[str, list[pb.HistoryEvent]] = {
+    "empty": [],
+    "two starts": [started("e1"), started("e2")],
+    "no execution id": [started("")],
+    "unknown event": [started("e1"), pb.HistoryEvent(eventId=3)],
+    "empty lock set": [
+        started("e1"),
+        pb.HistoryEvent(entityLockRequested=pb.EntityLockRequestedEvent(criticalSectionId="s")),
+    ],
+    "no entity": [started("e1"), pb.HistoryEvent(entityOperationCalled={"targetInstanceId": {"value": "x"}})],
+    "child is an entity": [
+        started("e1"),
+        pb.HistoryEvent(subOrchestrationInstanceCreated={"instanceId": "@e@k", "name": "x"}),
+    ],
+}
+
+
+@pytest.mark.parametrize("unusable", UNUSABLE_HISTORIES)
+def test_a_rewound_history_that_makes_no_sense_fails_the_instance_and_changes_nothing_else(
+    unusable: str,
+) -> None:
+    bench = Bench()
+    run = bench.start("x")
+    bench.begin(run)
+    bench.answer(run, complete(int(pb.ORCHESTRATION_STATUS_FAILED)))
+    rewind.request(bench.changes, bench.world, HUB, "run", None, bench.now)
+    before = history(run)
+    bench.begin(run)
+    bench.answer(run, rewound(UNUSABLE_HISTORIES[unusable]))
+
+    assert run.status == FAILED
+    assert pb.TaskFailureDetails.FromString(run.failure or b"").errorType == "InvalidOrchestratorResponse"
+    assert history(run)[: len(before)] == before
+    assert not run.inbox
+
+
+def test_a_rewind_answers_only_a_turn_that_asked_for_one() -> None:
+    bench = Bench()
+    run = bench.start("x")
+    bench.begin(run)
+    bench.answer(run, rewound([started("e1")]))
+    assert run.status == FAILED
+
+    other = bench.start("x", None, "other")
+    bench.begin(other)
+    bench.answer(other, complete(int(pb.ORCHESTRATION_STATUS_FAILED)))
+    rewind.request(bench.changes, bench.world, HUB, "other", None, bench.now)
+    bench.begin(other)
+    bench.answer(other)
+    assert other.status == FAILED
+
+
+def test_a_rewind_leaves_an_instance_alone_that_is_no_child() -> None:
+    bench = Bench()
+    stranger = bench.start("y", None, "stranger")
+    run = bench.start("x")
+    bench.begin(run)
+    bench.answer(run, complete(int(pb.ORCHESTRATION_STATUS_FAILED)))
+    rewind.request(bench.changes, bench.world, HUB, "run", None, bench.now)
+    bench.begin(run)
+    created = pb.HistoryEvent(
+        eventId=1, subOrchestrationInstanceCreated={"instanceId": "stranger", "name": "y"}
+    )
+    bench.answer(run, rewound([started("e1"), created]))
+
+    assert stranger.parent is None
+    assert [event.WhichOneof("eventType") for event in bench.begin(run).newEvents] == [
+        "orchestratorStarted",
+        "subOrchestrationInstanceFailed",
+    ]
+
+
+def test_an_orchestration_that_terminates_its_own_parent_recursively_ends_once() -> None:
+    bench = Bench()
+    parent = bench.start("x", None, "parent")
+    bench.begin(parent)
+    child_action = pb.OrchestratorAction(
+        id=1, createSubOrchestration=pb.CreateSubOrchestrationAction(instanceId="child", name="y")
+    )
+    bench.answer(parent, child_action)
+    child = bench.world.instance(HUB, "child")
+    assert child is not None
+    bench.begin(child)
+    order = pb.OrchestratorAction(
+        id=1, terminateOrchestration=pb.TerminateOrchestrationAction(instanceId="parent", recurse=True)
+    )
+    bench.answer(child, order, complete())
+
+    assert (parent.status, child.status) == (TERMINATED, TERMINATED)
+    ends = [event for event in history(child) if event.HasField("executionCompleted")]
+    assert len(ends) == 1
+
+
+def test_a_time_beyond_all_calendars_is_the_last_one() -> None:
+    bench = Bench()
+    request = pb.CreateInstanceRequest(
+        instanceId="late", name="x", scheduledStartTimestamp={"seconds": 2**62}
+    )
+    run = lifecycle.start(bench.changes, bench.world, HUB, request, bench.now)
+    assert run.start_at is not None
+    assert run.start_at < 2**63

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.scheduler.worlds import Bench, history
 
-from towline.scheduler.engine import lifecycle, turns
+from towline.scheduler.engine import control, turns
 from towline.scheduler.engine.model import COMPLETED, TERMINATED
 
 STEPS = ("activity", "fan", "timer", "event", "child", "send", "generation")
@@ -63,7 +63,7 @@ def bench_for(steps: list[str]) -> Bench:
     bench.registry.add_orchestrator(child)
     bench.start("program", f'{{"steps": {str(steps).replace(chr(39), chr(34))}, "total": 0}}')
     for _ in range(steps.count("event")):
-        lifecycle.raise_event(bench.changes, bench.world, 1, "run", "gO", "5", bench.now)
+        control.raise_event(bench.changes, bench.world, 1, "run", "gO", "5", bench.now)
     bench.settle()
     return bench
 
@@ -128,7 +128,7 @@ def test_terminate_at_any_moment_leaves_nothing_running(
         if not one_move(bench, data):
             break
 
-    ended = lifecycle.terminate(bench.changes, bench.world, 1, "run", '"why"', recursive=True, now=bench.now)
+    ended = control.terminate(bench.changes, bench.world, 1, "run", '"why"', recursive=True, now=bench.now)
     bench.settle()
 
     run = bench.world.instances["run"]
@@ -137,8 +137,7 @@ def test_terminate_at_any_moment_leaves_nothing_running(
     assert not bench.world.open
     assert not [one for one in bench.world.instances.values() if one.runnable]
     assert (
-        lifecycle.terminate(bench.changes, bench.world, 1, "run", None, recursive=True, now=bench.now)
-        is False
+        control.terminate(bench.changes, bench.world, 1, "run", None, recursive=True, now=bench.now) is False
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,12 @@ from pathlib import Path
 import pytest
 from durabletask.internal import orchestrator_service_pb2 as pb
 
-from towline.scheduler.engine import lifecycle
-from towline.scheduler.engine.errors import NotDurableError
-from towline.scheduler.engine.ports import Limits
+from towline.scheduler.engine import lifecycle, turns
+from towline.scheduler.engine.changes import Changes
+from towline.scheduler.engine.errors import InvalidRequestError, NotDurableError
+from towline.scheduler.engine.model import FAILED, PENDING, Instance
+from towline.scheduler.engine.ports import Limits, World
+from towline.scheduler.server.answers import UnusableAnswerError
 from towline.scheduler.server.dispatch import Stream
 from towline.scheduler.server.runtime import Leases, Runtime
 from towline.scheduler.server.world import CacheLimits
@@ -60,7 +64,7 @@ def take(runtime: Runtime) -> list[pb.WorkItem]:
     items: list[pb.WorkItem] = []
     while stream.pending:
         work = stream.pending.popleft()
-        data = runtime.encode(stream, work) if work is not None else None
+        data = runtime.handouts.encode(stream, work) if work is not None else None
         if data is not None:
             items.append(pb.WorkItem.FromString(data))
     return items
@@ -70,7 +74,7 @@ def answer(runtime: Runtime, item: pb.WorkItem, *actions: pb.OrchestratorAction)
     response = pb.OrchestratorResponse(
         instanceId=item.orchestratorRequest.instanceId, completionToken=item.completionToken, actions=actions
     )
-    return runtime.complete_turn(response)
+    return runtime.answers.complete_turn(response)
 
 
 ACTIVITY = pb.OrchestratorAction(id=1, scheduleTask=pb.ScheduleTaskAction(name="work"))
@@ -182,3 +186,71 @@ def test_migrating_twice_changes_nothing_and_a_backup_is_a_database(tmp_path: Pa
     assert migrate(copy, tmp_path / "copy.db") == len(migrations())
     copy.close()
     connection.close()
+
+
+@pytest.mark.parametrize("committing", [False, True])
+@pytest.mark.parametrize("error", [IndexError("bug"), InvalidRequestError("half-way")])
+async def test_an_answer_that_breaks_the_engine_fails_its_instance_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, committing: bool
+) -> None:
+    runtime, writer = open_runtime(tmp_path)
+    await start(runtime, "run")
+    await start(runtime, "other")
+    (item, other) = take(runtime)
+    runtime.dispatcher.streams.clear()  # nobody takes what the reset finds before this test does
+
+    def half_way(changes: Changes, world: World, instance: Instance, *_: object) -> None:
+        instance.name = "half-way"
+        changes.touch(instance)
+        raise error
+
+    if committing:
+        hub = runtime.hub("h")
+        request = pb.CreateInstanceRequest(instanceId="third", name="x")
+        runtime.change(lambda changes, world, now: lifecycle.start(changes, world, hub, request, now))
+        await asyncio.sleep(0)  # its commit is under way
+    with monkeypatch.context() as patch:
+        patch.setattr(turns, "complete", half_way)
+        with pytest.raises(UnusableAnswerError):
+            answer(runtime, item, ACTIVITY)
+    await runtime.answers.refused()
+
+    rows = dict(writer.execute("SELECT id, status FROM instance").fetchall())
+    assert rows == {"run": FAILED, "other": PENDING} | ({"third": PENDING} if committing else {})
+    names = writer.execute("SELECT DISTINCT name FROM instance").fetchall()
+    assert names == [("x",)]
+    assert answer(runtime, other, ACTIVITY) is False  # its turn was undone too, and goes out again
+    again = take(runtime)
+    assert "other" in [one.orchestratorRequest.instanceId for one in again]
+    runtime.close()
+    writer.close()
+
+
+async def test_values_that_the_file_does_not_take_fail_their_batch_and_no_other(tmp_path: Path) -> None:
+    runtime, writer = open_runtime(tmp_path)
+    runtime.journal.changes.rows.append(("delete_timer", (2**70,)))
+    with pytest.raises(NotDurableError):
+        await runtime.journal.commit()
+    await start(runtime, "run")
+    assert len(take(runtime)) == 1
+    runtime.close()
+    writer.close()
+
+
+async def test_a_backup_never_replaces_a_file(tmp_path: Path) -> None:
+    runtime, writer = open_runtime(tmp_path)
+    await start(runtime, "run")
+    precious = tmp_path / "precious.partial"
+    precious.write_text("mine")
+    dangling = tmp_path / "link"
+    dangling.symlink_to(tmp_path / "nowhere")
+    for taken in (precious, dangling):
+        with pytest.raises(StoreError, match="exists"):
+            backup(tmp_path / FILE_NAME, taken)
+    backup(tmp_path / FILE_NAME, tmp_path / "precious")
+
+    assert precious.read_text() == "mine"
+    assert not (tmp_path / "nowhere").exists()
+    assert not [name for name in os.listdir(tmp_path) if name.startswith((".precious", ".link"))]
+    runtime.close()
+    writer.close()

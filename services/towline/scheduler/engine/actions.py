@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from durabletask.internal import orchestrator_service_pb2 as pb
 
-from towline.scheduler.engine import entities, events, lifecycle, wire
+from towline.scheduler.engine import control, entities, events, lifecycle, wire
 from towline.scheduler.engine.changes import Changes
 from towline.scheduler.engine.errors import InvalidRequestError, NotFoundError
 from towline.scheduler.engine.model import (
@@ -208,7 +208,7 @@ def _send_event(step: Step, action: pb.OrchestratorAction) -> list[bytes]:
     if target and not entities.is_entity_id(target):
         try:
             data = sent.data.value if sent.HasField("data") else None
-            lifecycle.raise_event(
+            control.raise_event(
                 step.changes, step.world, step.instance.hub, target, sent.name, data, step.now
             )
         except NotFoundError:
@@ -219,7 +219,7 @@ def _send_event(step: Step, action: pb.OrchestratorAction) -> list[bytes]:
 def _terminate(step: Step, action: pb.OrchestratorAction) -> list[bytes]:
     order = action.terminateOrchestration
     if order.instanceId != step.instance.id:
-        lifecycle.terminate(
+        control.terminate(
             step.changes,
             step.world,
             step.instance.hub,
@@ -344,12 +344,12 @@ def known(action: pb.OrchestratorAction, kind: str) -> bool:
 
 def _entity_message_is_valid(message: pb.SendEntityMessageAction) -> bool:
     kind = message.WhichOneof("EntityMessageType")
-    if kind is None:
-        return False
-    if kind == "entityLockRequested":
-        targets = list(message.entityLockRequested.lockSet)
-    else:
-        targets = [getattr(message, kind).targetInstanceId.value]
+    return kind is not None and has_entity_targets(kind, getattr(message, kind))
+
+
+def has_entity_targets(kind: str, event: Any) -> bool:
+    """Whether an entity message (an event of that kind) names the entities that it is for."""
+    targets = event.lockSet if kind == "entityLockRequested" else (event.targetInstanceId.value,)
     try:
         for target in targets:
             entities.normal_id(target)

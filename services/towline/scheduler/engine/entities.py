@@ -133,9 +133,10 @@ def request_lock(
     changes: Changes, world: World, instance: Instance, request: pb.EntityLockRequestedEvent, now: int
 ) -> None:
     """Start to acquire the entities of a critical section."""
-    lock_set = [normal_id(entity_id) for entity_id in request.lockSet]
+    # Sorted and without doubles, whatever the worker does: otherwise requests could wait for each other.
+    lock_set = sorted({normal_id(entity_id) for entity_id in request.lockSet})
     section = request.criticalSectionId
-    instance.locks[section] = lock_set
+    instance.locks[section] = sorted({*lock_set, *instance.locks.get(section, ())})
     changes.touch(instance)
     op = Operation(
         world.next_row(),

@@ -6,6 +6,8 @@ again whatever in it has no result.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from durabletask.internal import orchestrator_service_pb2 as pb
 
 from towline.scheduler.engine import actions, entities, events, lifecycle, wire
@@ -49,6 +51,29 @@ def prepare(
     changes.touch(instance)
     changes.changed[instance.row] = instance
     changes.post(instance, events.execution_rewound(now, reason, parent_execution_id), MessageKind.REWIND)
+
+
+def problem(instance: Instance, history: Sequence[pb.HistoryEvent]) -> str | None:
+    """What makes a rewritten history unusable; None if nothing does. Asked before anything is changed."""
+    starts = [event.executionStarted for event in history if event.HasField("executionStarted")]
+    if len(starts) != 1:
+        return f"a rewound history has {len(starts)} executionStarted events instead of one"
+    execution_id = starts[0].orchestrationInstance.executionId.value
+    if not execution_id or execution_id == instance.execution_id:
+        return "a rewound history must carry a new execution id"
+    for event in history:
+        kind = event.WhichOneof("eventType")
+        if kind is None:
+            return f"event {event.eventId} of a rewound history is of an unknown kind"
+        if kind == "subOrchestrationInstanceCreated":
+            child_id = event.subOrchestrationInstanceCreated.instanceId
+            if not child_id or child_id.startswith("@") or child_id == instance.id:
+                return f"event {event.eventId} of a rewound history names no usable sub-orchestration"
+        elif kind in ("entityOperationCalled", "entityLockRequested") and not actions.has_entity_targets(
+            kind, getattr(event, kind)
+        ):
+            return f"event {event.eventId} of a rewound history names no usable entity"
+    return None
 
 
 def apply(
@@ -136,7 +161,8 @@ def _redo_child(
 ) -> None:
     created = event.subOrchestrationInstanceCreated
     child = world.instance(parent.hub, created.instanceId)
-    if child is None:
+    if child is None or child.parent is None or child.parent.row != parent.row:
+        # Purged, or not a child of this one any more.
         actions.start_child(changes, world, parent, event.eventId, created, now)
         return
     child.parent = Parent(parent.row, parent.id, parent.execution_id, event.eventId)

@@ -8,7 +8,15 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 
 from towline.scheduler.engine import actions, events, generations, lifecycle, rewind, wire
 from towline.scheduler.engine.changes import Changes
-from towline.scheduler.engine.model import CONTINUED_AS_NEW, PENDING, RUNNING, Instance, MessageKind, Turn
+from towline.scheduler.engine.model import (
+    CONTINUED_AS_NEW,
+    PENDING,
+    RUNNING,
+    TERMINAL,
+    Instance,
+    MessageKind,
+    Turn,
+)
 from towline.scheduler.engine.ports import World
 
 
@@ -66,7 +74,7 @@ def complete(
     """
     turn = instance.turn
     assert turn is not None
-    problem = _problem(response.actions)
+    problem = _problem(instance, response.actions)
     if problem is not None:
         lifecycle.fail(changes, world, instance, events.failure("InvalidOrchestratorResponse", problem), now)
         return
@@ -91,6 +99,8 @@ def complete(
     confirmed = turn.events
     for action in response.actions:
         confirmed += actions.perform(step, action)
+        if instance.terminal:
+            return  # it has terminated an ancestor with all its descendants, and so itself
     if end is not None and step.continuing:
         generations.continue_as_new(changes, world, instance, end.completeOrchestration, now)
         return
@@ -123,14 +133,29 @@ def complete(
             changes.ready[instance.row] = instance
 
 
-def _problem(all_actions: Sequence[pb.OrchestratorAction]) -> str | None:
+def _problem(instance: Instance, all_actions: Sequence[pb.OrchestratorAction]) -> str | None:
+    if instance.inbox and instance.inbox[0].kind == MessageKind.REWIND:
+        return _problem_of_rewind(instance, all_actions)
     for action in all_actions:
         kind = action.WhichOneof("orchestratorActionType")
+        if kind == "rewindOrchestration":
+            return "a rewind answers a turn that asked for none"
         if kind is None or not actions.known(action, kind):
             return f"action {action.id} is of an unknown or incomplete kind ({kind})"
-        if kind == "rewindOrchestration" and len(all_actions) != 1:
-            return "a rewind must be the only action of its turn"
     return None
+
+
+def _problem_of_rewind(instance: Instance, all_actions: Sequence[pb.OrchestratorAction]) -> str | None:
+    # A worker that cannot rewind reports a failure instead.
+    if len(all_actions) == 1:
+        action = all_actions[0]
+        if action.HasField("rewindOrchestration"):
+            return rewind.problem(instance, action.rewindOrchestration.newHistory)
+        if action.HasField("completeOrchestration") and (
+            action.completeOrchestration.orchestrationStatus in TERMINAL
+        ):
+            return None
+    return "a rewind must be answered by one action: a rewound history, or an end"
 
 
 def _end(all_actions: Sequence[pb.OrchestratorAction]) -> pb.OrchestratorAction | None:

@@ -12,6 +12,8 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 MICROS = 1_000_000
 """Microseconds in a second: every time inside the engine is an int of microseconds since the epoch."""
+_FIRST_US = -62_135_596_800 * MICROS
+_LAST_US = 253_402_300_799 * MICROS
 
 # Field tags (number << 3 | 2, all length-delimited) of the messages that are put together by concatenation.
 PAST_EVENT = b"\x1a"
@@ -65,8 +67,12 @@ def timestamp(us: int) -> Timestamp:
 
 
 def micros(value: Timestamp) -> int:
-    """A protobuf timestamp as microseconds, rounded up so that a timer never fires early."""
-    return value.seconds * MICROS + -(-value.nanos // 1000)
+    """A protobuf timestamp as microseconds, rounded up so that a timer never fires early.
+
+    Times beyond the years 1 to 9999, which protobuf does not allow, become the nearest allowed ones.
+    """
+    us = value.seconds * MICROS + -(-value.nanos // 1000)
+    return min(max(us, _FIRST_US), _LAST_US)
 
 
 def text(value: str | None) -> StringValue | None:

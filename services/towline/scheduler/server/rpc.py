@@ -16,8 +16,9 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 from towline.scheduler.engine.errors import SchedulerError
 from towline.scheduler.engine.wire import HEALTH_PING
 from towline.scheduler.server.dispatch import DEFAULT_CAPACITY, Stream, filters_of
+from towline.scheduler.server.methods import HUB_UNARY, NO_HUB, UNARY
 from towline.scheduler.server.runtime import DEFAULT_HUB, Runtime
-from towline.scheduler.server.service import HUB_UNARY, NO_HUB, UNARY, Service
+from towline.scheduler.server.service import Service
 
 _log = logging.getLogger(__name__)
 SERVICE_NAME: Final = "TaskHubSidecarService"
@@ -132,12 +133,12 @@ class Binding:
             while not stream.closed:
                 while stream.pending and not stream.closed:
                     work = stream.pending.popleft()
-                    data = HEALTH_PING if work is None else self._runtime.encode(stream, work)
+                    data = HEALTH_PING if work is None else self._runtime.handouts.encode(stream, work)
                     if data is not None:
                         await context.write(data)
                 await stream.wait()
         finally:
-            self._runtime.detach(stream)
+            self._runtime.losses.detach(stream)
             _log.info("worker.disconnected", extra={"hub": hub, "worker": stream.worker})
 
     async def _stream_history(

@@ -18,13 +18,16 @@ from typing import TypeVar
 
 from durabletask.internal import orchestrator_service_pb2 as pb
 
-from towline.scheduler.engine import entities, events, tasks, turns, wire
+from towline.scheduler.engine import entities, tasks, wire
 from towline.scheduler.engine.changes import Changes
 from towline.scheduler.engine.errors import SchedulerError
-from towline.scheduler.engine.model import Activity, Batch, Entity, Instance, Timer
+from towline.scheduler.engine.model import Activity, Instance, Timer
 from towline.scheduler.engine.ports import Limits
+from towline.scheduler.server.answers import Answers
 from towline.scheduler.server.clock import Clock
-from towline.scheduler.server.dispatch import Dispatcher, Kind, Stream, Subject, Work
+from towline.scheduler.server.dispatch import Dispatcher, Kind, Work
+from towline.scheduler.server.handouts import Handouts
+from towline.scheduler.server.losses import Losses
 from towline.scheduler.server.timers import Timers
 from towline.scheduler.server.tokens import Tokens
 from towline.scheduler.server.waiters import Waiters
@@ -71,12 +74,11 @@ class Runtime:
     ) -> None:
         self.path = path
         self.leases = leases
-        self.stale_completions = 0
         self.test_clock = test_clock
         self._writer = writer
         self._reader = connect(path, readonly=True)
         self._loader = Loader(self._reader)
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         offset = int(self._loader.meta("clock_offset_us") or 0) if test_clock else 0
         self.clock = Clock(offset)
         self.world = MemoryWorld(self._loader, limits, cache)
@@ -88,19 +90,10 @@ class Runtime:
         self.timers.idle = lambda: self.journal.settled
         self.hubs: dict[str, int] = {}
         self.doomed_hubs: set[int] = set()
-        self._tokens = Tokens(self._secret())
-        self._turn_work: dict[str, tuple[Stream, Work]] = {}
-        self._encoders: dict[Kind, Callable[[Work], bytes | None]] = {
-            Kind.ORCHESTRATION: self._encode_turn,
-            Kind.ACTIVITY: self._encode_activity,
-            Kind.ENTITY: self._encode_batch,
-        }
-        self._losers: dict[Kind, Callable[[Work, Changes, int, bool], bool]] = {
-            Kind.ORCHESTRATION: self._lose_turn,
-            Kind.ACTIVITY: self._lose_activity,
-            Kind.ENTITY: self._lose_batch,
-        }
-        self._backoff: dict[tuple[Kind, object], float] = {}
+        self.tokens = Tokens(self._secret())
+        self.handouts = Handouts(self)
+        self.answers = Answers(self)
+        self.losses = Losses(self)
         self._signals: dict[tuple[int, str], Changes] = {}
         """Signals that are accepted and not yet committed, with their batch."""
 
@@ -131,17 +124,18 @@ class Runtime:
         for row in self._reader.execute(SQL["recover_activities"]).fetchall():
             activity = activity_of(row)
             self.world.open_activity(activity)
-            self._offer_after(
+            self.offer_after(
                 self._activity_work(activity), (row[11] + grace_us - now) / wire.MICROS if row[10] else 0.0
             )
         for hub, entity_id, leased, broken_at in self._reader.execute(SQL["recover_entities"]).fetchall():
             work = Work(Kind.ENTITY, hub, entity_id.split("@", 2)[1], "", (hub, entity_id))
-            self._offer_after(work, (broken_at + grace_us - now) / wire.MICROS if leased else 0.0)
+            self.offer_after(work, (broken_at + grace_us - now) / wire.MICROS if leased else 0.0)
         for hub, instance_id, name, version in self._reader.execute(SQL["recover_instances"]).fetchall():
             self.dispatcher.offer(Work(Kind.ORCHESTRATION, hub, name, version or "", (hub, instance_id)))
         self.timers.reset()
 
-    def _offer_after(self, work: Work, delay_s: float) -> None:
+    def offer_after(self, work: Work, delay_s: float) -> None:
+        """Offer work, at the earliest after a while."""
         if delay_s <= 0:
             self.dispatcher.offer(work)
         else:
@@ -195,17 +189,18 @@ class Runtime:
         _log.error("runtime.reset", extra={"error": str(error)})
         self.world.clear()
         self.dispatcher.clear()
-        self._turn_work.clear()
+        self.handouts.clear()
         self._signals.clear()
-        self._loop.call_soon(self._recover_or_retry)
+        self.loop.call_soon(self._recover_or_retry)
 
     def _recover_or_retry(self) -> None:
         try:
             self.recover()
         except sqlite3.Error as error:
             _log.error("runtime.recovery_failed", extra={"error": str(error)})  # no use for the trace
-            self._loop.call_later(1.0, self._recover_or_retry)
+            self.loop.call_later(1.0, self._recover_or_retry)
             return
+        self.answers.fail_refused()
         self.waiters.wake_all()
 
     def close(self) -> None:
@@ -216,17 +211,17 @@ class Runtime:
 
     # -- changes
 
-    def change(self, operation: Callable[[Changes, MemoryWorld, int], _T]) -> _T:
+    def change(self, operation: Callable[[Changes, MemoryWorld, int], _T], *, refusable: bool = True) -> _T:
         """Run an engine operation on the open batch.
 
-        A refusal (``SchedulerError``) comes before any change. Any other exception leaves memory in an
-        unknown state: everything uncommitted is undone.
+        A refusal (``SchedulerError``) comes before any change, if the operation is one that can be refused.
+        Any other exception leaves memory in an unknown state: everything uncommitted is undone.
         """
         try:
             result = operation(self.journal.changes, self.world, self.clock.now())
-        except SchedulerError:
-            raise
         except Exception as error:
+            if refusable and isinstance(error, SchedulerError):
+                raise
             _log.exception("engine.bug")
             self.journal.abort(error)
             raise
@@ -260,66 +255,6 @@ class Runtime:
 
         self.change(fire)
 
-    # -- handing out
-
-    def encode(self, stream: Stream, work: Work) -> bytes | None:
-        """Turn assigned work into a work item under a new token; None if it is not wanted any more."""
-        data = self._encoders[work.kind](work)
-        if data is None:
-            self.dispatcher.skipped(stream, work)
-            return None
-        work.deadline = self._loop.time() + work.lease_s
-        self.dispatcher.sent(stream, work)
-        self._turn_work[work.token] = (stream, work)
-        return data
-
-    def _encode_turn(self, work: Work) -> bytes | None:
-        instance = self._instance_of(work)
-        if instance is None or not instance.runnable:
-            return None
-        token = self._tokens.turn()
-        data = self.change_quietly(
-            lambda changes, now: turns.begin(changes, self.world, instance, token, now)
-        )
-        work.token = token
-        work.lease_s = max(work.lease_s, self.leases.orchestration_s)
-        return data
-
-    def _encode_activity(self, work: Work) -> bytes | None:
-        activity = work.subject
-        assert isinstance(activity, Activity)
-        if activity.done:
-            return None
-        request = self.world.activity_request(activity)
-        if request is None:
-            return None
-        activity.attempt += 1
-        work.token = self._tokens.activity(activity.row, activity.attempt)
-        work.lease_s = self.leases.activity_s
-        # Written with the next commit, not waited for: if it gets lost, the activity is handed out again
-        # without the grace for a worker that is out of sight.
-        self.journal.changes.rows.append(("lease_activity", (1, activity.attempt, activity.row)))
-        self.journal.kick_later(_LEASE_MARK_S)
-        return wire.activity_item(request, work.token.encode())
-
-    def _encode_batch(self, work: Work) -> bytes | None:
-        assert not isinstance(work.subject, Activity)
-        entity = self.world.entity(*work.subject)
-        if not entity.runnable:
-            return None
-        entity.attempt += 1
-        token = self._tokens.entity(entity.row, entity.turn, entity.attempt)
-        data = self.change_quietly(
-            lambda changes, now: entities.begin_batch(changes, self.world, entity, token, now)
-        )
-        if data is None or entity.batch is None:
-            return None
-        work.token = entity.batch.token
-        work.lease_s = self.leases.entity_s
-        self.journal.changes.rows.append(("lease_entity", (1, entity.attempt, entity.row)))
-        self.journal.kick_later(_LEASE_MARK_S)
-        return data
-
     def change_quietly(self, operation: Callable[[Changes, int], _T]) -> _T:
         """An operation that mostly writes nothing: only if it does, a commit is asked for."""
         changes = self.journal.changes
@@ -329,194 +264,11 @@ class Runtime:
             self.journal.kick()
         return result
 
-    # -- answers
-
-    def _answered(self, token: str) -> Work | None:
-        held = self._turn_work.pop(token, None)
-        if held is None:
-            return None
-        stream, work = held
-        self.dispatcher.answered(stream, token)
-        return work
-
-    def complete_turn(self, response: pb.OrchestratorResponse) -> bool:
-        """Commit a turn. Answers whether the token counted."""
-        work = self._answered(response.completionToken)
-        instance = self._instance_of(work)
-        if (
-            work is None
-            or instance is None
-            or instance.turn is None
-            or instance.turn.token != response.completionToken
-        ):
-            return self._stale(response.completionToken)
-        self._settle(Kind.ORCHESTRATION, work.subject)
-        self.change(lambda changes, world, now: turns.complete(changes, world, instance, response, now))
-        return True
-
-    def _settle(self, kind: Kind, subject: Subject) -> None:
-        """Something was answered: what waits out a grace or a backoff about it need not."""
-        self._backoff.pop((kind, subject), None)
-        self.dispatcher.let_go(kind, subject)
-
-    def _instance_of(self, work: Work | None) -> Instance | None:
-        if work is None or work.kind is not Kind.ORCHESTRATION or isinstance(work.subject, Activity):
+    def instance_of(self, work: Work) -> Instance | None:
+        """The instance that a turn is for, if it still exists."""
+        if work.kind is not Kind.ORCHESTRATION or isinstance(work.subject, Activity):
             return None
         return self.world.instance(*work.subject)
-
-    def complete_activity(self, response: pb.ActivityResponse) -> bool:
-        """Record an activity's result. Answers whether the token counted."""
-        self._answered(response.completionToken)
-        activity = self._open_activity(response.completionToken)
-        if activity is None:
-            return self._stale(response.completionToken)
-        self._settle(Kind.ACTIVITY, activity)
-        self.change(
-            lambda changes, world, now: tasks.complete_activity(changes, world, activity, response, now)
-        )
-        return True
-
-    def _open_activity(self, token: str) -> Activity | None:
-        read = self._tokens.read_activity(token)
-        if read is None:
-            return None
-        activity = self.world.activity_rows.get(read.row)
-        # A note of a hand-out may have been lost with the previous process: later attempts count too.
-        return None if activity is None or activity.done or read.attempt < activity.attempt else activity
-
-    def complete_batch(self, result: pb.EntityBatchResult) -> bool:
-        """Commit an entity batch. Answers whether the token counted."""
-        self._answered(result.completionToken)
-        found = self._open_batch(result.completionToken)
-        if found is None:
-            return self._stale(result.completionToken)
-        entity, batch = found
-        self._settle(Kind.ENTITY, (entity.hub, entity.id))
-        self.change(
-            lambda changes, world, now: entities.complete_batch(
-                changes, world, entity, batch.operations, result, now
-            )
-        )
-        return True
-
-    def _open_batch(self, token: str) -> tuple[Entity, Batch] | None:
-        read = self._tokens.read_entity(token)
-        if read is None:
-            return None
-        entity = self.world.entity_by_row(read.row)
-        if entity is None or entity.turn != read.turn:
-            return None
-        if entity.batch is not None:
-            return (entity, entity.batch) if entity.batch.token == token else None
-        if read.attempt < entity.attempt:
-            return None
-        operations = entities.find_batch(entity, read.operations)
-        return None if operations is None else (entity, Batch(token, operations))
-
-    def _stale(self, token: str) -> bool:
-        self.stale_completions += 1
-        _log.info("completion.stale", extra={"token": token})
-        return False
-
-    # -- losses
-
-    def abandon(self, token: str) -> None:
-        """A worker gives something back: it goes out again after a while, rather to another worker."""
-        held = self._turn_work.get(token)
-        work = self._answered(token)
-        if work is None or held is None:
-            self._stale(token)
-            return
-        key = (work.kind, work.subject)
-        delay_s = self._backoff.get(key, _BACKOFF_S[0])
-        self._backoff[key] = min(delay_s * 2, _BACKOFF_S[1])
-        # A turn is given back for its version, which must not count against it.
-        self._take_back(held[0], work, delay_s, counts=work.kind is not Kind.ORCHESTRATION)
-
-    def detach(self, stream: Stream) -> None:
-        """A stream has ended. Turns go out again at once, the rest after a grace."""
-        for work in self.dispatcher.detach(stream):
-            self._turn_work.pop(work.token, None)
-            grace_s = 0.0 if work.kind is Kind.ORCHESTRATION else self.leases.grace_s
-            if grace_s and stream.worker:
-                self._loop.call_later(grace_s, self._lose_unless_back, stream, work)
-            elif grace_s:
-                self._loop.call_later(grace_s, self._lose, stream, work)
-            else:
-                self._take_back(stream, work, 0.0, counts=True)
-
-    def _lose_unless_back(self, stream: Stream, work: Work) -> None:
-        same = any(other.worker == stream.worker for other in self.dispatcher.streams.get(stream.hub, ()))
-        if same:
-            self._loop.call_later(self.leases.reconnect_s, self._lose, stream, work)
-        else:
-            self._lose(stream, work)
-
-    def _lose(self, stream: Stream, work: Work) -> None:
-        self._take_back(stream, work, 0.0, counts=True)
-
-    def _take_back(self, stream: Stream, work: Work, delay_s: float, *, counts: bool) -> None:
-        if not self._still_out(work):
-            return
-        self.dispatcher.redeliveries += 1
-        again = Work(
-            work.kind, work.hub, work.name, work.version, work.subject, lost_by=stream, lease_s=work.lease_s
-        )
-
-        def lose(changes: Changes, now: int) -> None:
-            if self._losers[work.kind](work, changes, now, counts):
-                self._offer_after(again, delay_s)
-
-        self.change_quietly(lose)
-
-    def _still_out(self, work: Work) -> bool:
-        """Whether the loss of ``work`` matters: it has no answer and is not out under another token."""
-        subject = work.subject
-        if isinstance(subject, Activity):
-            return self._open_activity(work.token) is subject
-        if work.kind is Kind.ORCHESTRATION:
-            instance = self.world.instance(*subject)
-            return instance is not None and instance.turn is not None and instance.turn.token == work.token
-        entity = self.world.entity(*subject)
-        return entity.batch is not None and entity.batch.token == work.token
-
-    def _lose_turn(self, work: Work, changes: Changes, now: int, counts: bool) -> bool:
-        instance = self._instance_of(work)
-        assert instance is not None
-        turns.lost(changes, self.world, instance, now, counts=counts)
-        return instance.runnable
-
-    def _lose_activity(self, work: Work, changes: Changes, now: int, counts: bool) -> bool:
-        assert isinstance(work.subject, Activity)
-        return not counts or tasks.lost_activity(changes, self.world, work.subject, now)
-
-    def _lose_batch(self, work: Work, changes: Changes, now: int, counts: bool) -> bool:
-        assert not isinstance(work.subject, Activity)
-        entity = self.world.entity(*work.subject)
-        assert entity.batch is not None
-        operations = entity.batch.operations
-        entity.batch = None
-        entity.losses += counts
-        if entity.losses >= self.world.limits.losses:
-            failure = events.failure(
-                "PoisonWorkItem", f"the batch was handed out {entity.losses} times and lost each time"
-            )
-            entities.fail_batch(changes, self.world, entity, operations, failure, now)
-            return entity.runnable
-        changes.touch_entity(entity)
-        entities.advance(changes, self.world, entity, now)
-        return entity.runnable
-
-    def expire(self) -> None:
-        """Take back what workers have kept too long.
-
-        A turn gets twice the time when it goes out again, so that an overloaded worker is not asked the same
-        thing over and over.
-        """
-        for stream, work in self.dispatcher.expired(self._loop.time()):
-            self._turn_work.pop(work.token, None)
-            work.lease_s = min(work.lease_s * 2, 3600.0) if work.kind is Kind.ORCHESTRATION else 0.0
-            self._take_back(stream, work, 0.0, counts=False)
 
     # -- task hubs
 

@@ -1,24 +1,26 @@
-"""The RPCs of ``TaskHubSidecarService``. One method each; the table at the end names request types."""
+"""The RPCs of ``TaskHubSidecarService``, one method each."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias, TypeVar
 
 from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf.empty_pb2 import Empty
 
-from towline.scheduler.engine import entities, lifecycle, rewind
+from towline.scheduler.engine import control, entities, lifecycle, rewind
 from towline.scheduler.engine.errors import InvalidRequestError, NotFoundError, TooLargeError
 from towline.scheduler.engine.model import PENDING, Instance
 from towline.scheduler.server import queries, views
+from towline.scheduler.server.answers import UnusableAnswerError
 from towline.scheduler.server.readers import Readers
 from towline.scheduler.server.runtime import Runtime
 
 _PURGE_BATCH: Final = 200
 
 Reply: TypeAlias = bytes
+_Answer = TypeVar("_Answer")
 EMPTY: Final = b""
 
 
@@ -28,6 +30,7 @@ class Service:
     def __init__(self, runtime: Runtime, readers: Readers) -> None:
         self._runtime = runtime
         self._readers = readers
+        self._answers = runtime.answers
         self._durable = runtime.journal.commit
 
     # -- checks
@@ -107,7 +110,7 @@ class Service:
         self._check_payload("event data", request.input.value)
         data = request.input.value if request.HasField("input") else None
         self._runtime.change(
-            lambda changes, world, now: lifecycle.raise_event(
+            lambda changes, world, now: control.raise_event(
                 changes, world, hub, request.instanceId, request.name, data, now
             )
         )
@@ -118,7 +121,7 @@ class Service:
         """End an instance, without any worker."""
         output = request.output.value if request.HasField("output") else None
         self._runtime.change(
-            lambda changes, world, now: lifecycle.terminate(
+            lambda changes, world, now: control.terminate(
                 changes, world, hub, request.instanceId, output, recursive=request.recursive, now=now
             )
         )
@@ -129,9 +132,7 @@ class Service:
         """Hand out no further turns of an instance."""
         reason = request.reason.value if request.HasField("reason") else None
         self._runtime.change(
-            lambda changes, world, now: lifecycle.suspend(
-                changes, world, hub, request.instanceId, reason, now
-            )
+            lambda changes, world, now: control.suspend(changes, world, hub, request.instanceId, reason, now)
         )
         await self._durable()
         return EMPTY
@@ -140,7 +141,7 @@ class Service:
         """Go on with a suspended instance."""
         reason = request.reason.value if request.HasField("reason") else None
         self._runtime.change(
-            lambda changes, world, now: lifecycle.resume(changes, world, hub, request.instanceId, reason, now)
+            lambda changes, world, now: control.resume(changes, world, hub, request.instanceId, reason, now)
         )
         await self._durable()
         return EMPTY
@@ -157,7 +158,7 @@ class Service:
     async def restart(self, request: pb.RestartInstanceRequest, hub: int) -> Reply:
         """Run a finished instance again."""
         instance = self._runtime.change(
-            lambda changes, world, now: lifecycle.restart(
+            lambda changes, world, now: control.restart(
                 changes, world, hub, request.instanceId, new_id=request.restartWithNewInstanceId, now=now
             )
         )
@@ -212,7 +213,7 @@ class Service:
             instance = self._find(hub, instance_id)
             if instance is not None:
                 count += runtime.change(
-                    lambda changes, world, _now, found=instance: lifecycle.purge(
+                    lambda changes, world, _now, found=instance: control.purge(
                         changes, world, found, recursive=recursive
                     )
                 )
@@ -253,7 +254,7 @@ class Service:
         left: list[str] = []
         for instance_id in request.instanceBatch.instanceIds:
             done = self._runtime.change(
-                lambda changes, world, now, name=instance_id: lifecycle.terminate(
+                lambda changes, world, now, name=instance_id: control.terminate(
                     changes, world, hub, name, reason, recursive=False, now=now
                 )
             )
@@ -324,81 +325,28 @@ class Service:
 
     # -- workers
 
+    async def _take(self, complete: Callable[[_Answer], bool], answer: _Answer) -> Reply:
+        # There is nothing that a worker could do with an error, so it gets none.
+        try:
+            if complete(answer):
+                await self._durable()
+        except UnusableAnswerError:
+            await self._answers.refused()
+        return EMPTY
+
     async def complete_turn(self, request: pb.OrchestratorResponse, _hub: int) -> Reply:
         """Take a worker's answer for a turn; a stale token changes nothing."""
-        if self._runtime.complete_turn(request):
-            await self._durable()
-        return EMPTY
+        return await self._take(self._answers.complete_turn, request)
 
     async def complete_activity(self, request: pb.ActivityResponse, _hub: int) -> Reply:
         """Take a worker's answer for an activity; a stale token changes nothing."""
-        if self._runtime.complete_activity(request):
-            await self._durable()
-        return EMPTY
+        return await self._take(self._answers.complete_activity, request)
 
     async def complete_batch(self, request: pb.EntityBatchResult, _hub: int) -> Reply:
         """Take a worker's answer for an entity batch; a stale token changes nothing."""
-        if self._runtime.complete_batch(request):
-            await self._durable()
-        return EMPTY
+        return await self._take(self._answers.complete_batch, request)
 
     async def abandon(self, request: Any, _hub: int) -> Reply:
         """Take back a work item."""
-        self._runtime.abandon(request.completionToken)
+        self._runtime.losses.abandon(request.completionToken)
         return EMPTY
-
-
-Handler: TypeAlias = Callable[[Service, Any, int], Awaitable[Reply]]
-
-UNARY: Final[Mapping[str, tuple[Handler, Any]]] = {
-    "Hello": (Service.hello, Empty),
-    "StartInstance": (Service.start_instance, pb.CreateInstanceRequest),
-    "GetInstance": (Service.get_instance, pb.GetInstanceRequest),
-    "WaitForInstanceStart": (Service.wait_for_start, pb.GetInstanceRequest),
-    "WaitForInstanceCompletion": (Service.wait_for_completion, pb.GetInstanceRequest),
-    "RaiseEvent": (Service.raise_event, pb.RaiseEventRequest),
-    "TerminateInstance": (Service.terminate, pb.TerminateRequest),
-    "SuspendInstance": (Service.suspend, pb.SuspendRequest),
-    "ResumeInstance": (Service.resume, pb.ResumeRequest),
-    "RewindInstance": (Service.rewind, pb.RewindInstanceRequest),
-    "RestartInstance": (Service.restart, pb.RestartInstanceRequest),
-    "QueryInstances": (Service.query_instances, pb.QueryInstancesRequest),
-    "ListInstanceIds": (Service.list_ids, pb.ListInstanceIdsRequest),
-    "PurgeInstances": (Service.purge, pb.PurgeInstancesRequest),
-    "SkipGracefulOrchestrationTerminations": (
-        Service.skip_terminations,
-        pb.SkipGracefulOrchestrationTerminationsRequest,
-    ),
-    "SignalEntity": (Service.signal_entity, pb.SignalEntityRequest),
-    "GetEntity": (Service.get_entity, pb.GetEntityRequest),
-    "QueryEntities": (Service.query_entities, pb.QueryEntitiesRequest),
-    "CleanEntityStorage": (Service.clean_entities, pb.CleanEntityStorageRequest),
-    "CompleteOrchestratorTask": (Service.complete_turn, pb.OrchestratorResponse),
-    "CompleteActivityTask": (Service.complete_activity, pb.ActivityResponse),
-    "CompleteEntityTask": (Service.complete_batch, pb.EntityBatchResult),
-    "AbandonTaskOrchestratorWorkItem": (Service.abandon, pb.AbandonOrchestrationTaskRequest),
-    "AbandonTaskActivityWorkItem": (Service.abandon, pb.AbandonActivityTaskRequest),
-    "AbandonTaskEntityWorkItem": (Service.abandon, pb.AbandonEntityTaskRequest),
-}
-
-HubHandler: TypeAlias = Callable[[Service, Any, int, str], Awaitable[Reply]]
-
-HUB_UNARY: Final[Mapping[str, tuple[HubHandler, Any]]] = {
-    "CreateTaskHub": (Service.create_hub, pb.CreateTaskHubRequest),
-    "DeleteTaskHub": (Service.delete_hub, pb.DeleteTaskHubRequest),
-}
-
-NO_HUB: Final = frozenset(
-    {
-        "Hello",
-        "CompleteOrchestratorTask",
-        "CompleteActivityTask",
-        "CompleteEntityTask",
-        "AbandonTaskOrchestratorWorkItem",
-        "AbandonTaskActivityWorkItem",
-        "AbandonTaskEntityWorkItem",
-        "CreateTaskHub",
-        "DeleteTaskHub",
-    }
-)
-"""Calls that need no task hub: a completion token names its work."""

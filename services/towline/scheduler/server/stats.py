@@ -46,7 +46,7 @@ def live(runtime: Runtime) -> dict[str, Any]:
         "waiters": runtime.waiters.count,
         "timers_in_memory": runtime.timers.pending,
         "redeliveries": runtime.dispatcher.redeliveries,
-        "stale_completions": runtime.stale_completions,
+        "stale_completions": runtime.answers.stale_count,
         "commits": {
             "count": commits.count,
             "rows": commits.rows,

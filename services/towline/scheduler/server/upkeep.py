@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from towline.scheduler.engine import lifecycle
+from towline.scheduler.engine import control
 from towline.scheduler.engine.changes import MAX_SEQ, key
 from towline.scheduler.engine.errors import NotDurableError
 from towline.scheduler.engine.wire import MICROS
@@ -66,7 +66,7 @@ class Upkeep:
                 _log.warning("upkeep.failed", extra={"job": name, "error": str(error)})
 
     async def _check_leases(self) -> None:
-        self._runtime.expire()
+        self._runtime.losses.expire()
 
     async def _ping(self) -> None:
         self._runtime.dispatcher.ping()
@@ -95,7 +95,7 @@ class Upkeep:
                         and instance.completed < before
                     ):
                         runtime.change(
-                            lambda changes, world, _now, old=instance: lifecycle.purge(
+                            lambda changes, world, _now, old=instance: control.purge(
                                 changes, world, old, recursive=False
                             )
                         )

@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import sqlite3
+import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -169,26 +170,33 @@ def backup(source: Path, destination: Path) -> int:
     Raises:
         StoreError: The source cannot be read or the destination exists or cannot be written.
     """
-    if destination.exists():
+    if destination.exists() or destination.is_symlink():
         raise StoreError(f"{destination} exists already")
     if not source.exists():
         raise StoreError(f"{source} does not exist")
-    partial = destination.with_name(destination.name + ".partial")
     try:
-        partial.unlink(missing_ok=True)
-        with (
-            contextlib.closing(connect(source, readonly=True)) as origin,
-            contextlib.closing(sqlite3.connect(partial)) as copy,
-        ):
-            # In one step: a read transaction of the WAL never holds up the writer.
-            origin.backup(copy, pages=-1)
-            copy.execute("PRAGMA journal_mode=DELETE")
-        _sync(partial)
-        partial.rename(destination)
+        fd, name = tempfile.mkstemp(prefix=f".{destination.name}.", dir=destination.parent)
+        os.close(fd)
+        partial = Path(name)
+        try:
+            with (
+                contextlib.closing(connect(source, readonly=True)) as origin,
+                contextlib.closing(sqlite3.connect(partial)) as copy,
+            ):
+                # In one step: a read transaction of the WAL never holds up the writer.
+                origin.backup(copy, pages=-1)
+                copy.execute("PRAGMA journal_mode=DELETE")
+            _sync(partial)
+            # Unlike a rename, a link never replaces what came to be there meanwhile.
+            os.link(partial, destination)
+        finally:
+            partial.unlink()
         _sync(destination.parent)
+        return destination.stat().st_size
+    except FileExistsError:
+        raise StoreError(f"{destination} exists already") from None
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"backup to {destination} failed: {error}") from error
-    return destination.stat().st_size
 
 
 def _sync(path: Path) -> None:

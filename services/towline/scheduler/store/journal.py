@@ -116,7 +116,7 @@ class Journal:
             failpoints.hit("apply.before")
             self._apply(batch.changes)
             failpoints.hit("commit.before")
-        except (sqlite3.Error, failpoints.FailpointError) as error:
+        except (sqlite3.Error, ValueError, OverflowError, failpoints.FailpointError) as error:
             self._done(batch, started, error)
             return
         self._queue.put(lambda: self._commit(batch, started))

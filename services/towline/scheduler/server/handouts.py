@@ -1,0 +1,105 @@
+"""Handing out: assigned work becomes a work item under a new token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from towline.scheduler.engine import entities, turns, wire
+from towline.scheduler.engine.model import Activity
+from towline.scheduler.server.dispatch import Kind, Stream, Work
+
+if TYPE_CHECKING:
+    from towline.scheduler.server.runtime import Runtime
+
+_LEASE_MARK_S = 0.05
+"""Time within which the note that work was handed out is written, when nothing else is."""
+
+
+class Handouts:
+    """Encodes work for workers and remembers who has it."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._out: dict[str, tuple[Stream, Work]] = {}
+        self._encoders: dict[Kind, Callable[[Work], bytes | None]] = {
+            Kind.ORCHESTRATION: self._encode_turn,
+            Kind.ACTIVITY: self._encode_activity,
+            Kind.ENTITY: self._encode_batch,
+        }
+
+    def encode(self, stream: Stream, work: Work) -> bytes | None:
+        """Turn assigned work into a work item under a new token; None if it is not wanted any more."""
+        data = self._encoders[work.kind](work)
+        if data is None:
+            self._runtime.dispatcher.skipped(stream, work)
+            return None
+        work.deadline = self._runtime.loop.time() + work.lease_s
+        self._runtime.dispatcher.sent(stream, work)
+        self._out[work.token] = (stream, work)
+        return data
+
+    def _encode_turn(self, work: Work) -> bytes | None:
+        runtime = self._runtime
+        instance = runtime.instance_of(work)
+        if instance is None or not instance.runnable:
+            return None
+        token = runtime.tokens.turn()
+        data = runtime.change_quietly(
+            lambda changes, now: turns.begin(changes, runtime.world, instance, token, now)
+        )
+        work.token = token
+        work.lease_s = max(work.lease_s, runtime.leases.orchestration_s)
+        return data
+
+    def _encode_activity(self, work: Work) -> bytes | None:
+        runtime = self._runtime
+        activity = work.subject
+        assert isinstance(activity, Activity)
+        if activity.done:
+            return None
+        request = runtime.world.activity_request(activity)
+        if request is None:
+            return None
+        activity.attempt += 1
+        work.token = runtime.tokens.activity(activity.row, activity.attempt)
+        work.lease_s = runtime.leases.activity_s
+        # Written with the next commit, not waited for: if it gets lost, the activity is handed out again
+        # without the grace for a worker that is out of sight.
+        runtime.journal.changes.rows.append(("lease_activity", (1, activity.attempt, activity.row)))
+        runtime.journal.kick_later(_LEASE_MARK_S)
+        return wire.activity_item(request, work.token.encode())
+
+    def _encode_batch(self, work: Work) -> bytes | None:
+        runtime = self._runtime
+        assert not isinstance(work.subject, Activity)
+        entity = runtime.world.entity(*work.subject)
+        if not entity.runnable:
+            return None
+        entity.attempt += 1
+        token = runtime.tokens.entity(entity.row, entity.turn, entity.attempt)
+        data = runtime.change_quietly(
+            lambda changes, now: entities.begin_batch(changes, runtime.world, entity, token, now)
+        )
+        if data is None or entity.batch is None:
+            return None
+        work.token = entity.batch.token
+        work.lease_s = runtime.leases.entity_s
+        runtime.journal.changes.rows.append(("lease_entity", (1, entity.attempt, entity.row)))
+        runtime.journal.kick_later(_LEASE_MARK_S)
+        return data
+
+    def take(self, token: str) -> tuple[Stream, Work] | None:
+        """A worker is done with what it has under ``token``: it has room again."""
+        held = self._out.pop(token, None)
+        if held is not None:
+            self._runtime.dispatcher.answered(held[0], token)
+        return held
+
+    def forget(self, token: str) -> None:
+        """A worker has lost what it had under ``token``."""
+        self._out.pop(token, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._out.clear()
