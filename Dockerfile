@@ -1,11 +1,16 @@
-# syntax=docker/dockerfile:1
 # One image for every role: `docker run towline bridge`, `… worker --app my.module:setup_worker`, `… relay`, `… scheduler`.
+# Any builder will do. Python: 3.11, 3.12 or 3.13.
 ARG PYTHON_IMAGE=python:3.12-slim
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /build
 RUN python3 -m venv /opt/towline && /opt/towline/bin/python -m pip install --no-cache-dir uv
-COPY constraints.txt pyproject.toml README.md ./
+# The dependencies alone first: a change of the sources does not install them again.
+COPY constraints.txt pyproject.toml ./
+RUN /opt/towline/bin/uv pip install --no-cache --python /opt/towline/bin/python --compile-bytecode \
+      --constraint constraints.txt --requirements pyproject.toml \
+      --extra bridge --extra worker --extra relay --extra scheduler --extra openai
+COPY README.md LICENSE ./
 COPY contracts contracts
 COPY services services
 RUN /opt/towline/bin/uv pip install --no-cache --python /opt/towline/bin/python --compile-bytecode \
@@ -13,16 +18,21 @@ RUN /opt/towline/bin/uv pip install --no-cache --python /opt/towline/bin/python 
  && /opt/towline/bin/python -m pip uninstall --yes --quiet uv pip
 
 FROM ${PYTHON_IMAGE}
+ARG REVISION=
 LABEL org.opencontainers.image.title="towline" \
       org.opencontainers.image.description="Durable agents behind Kafka: bridge, worker, relay, scheduler" \
-      org.opencontainers.image.licenses="MIT"
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.revision="${REVISION}"
 ENV PATH=/opt/towline/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TOWLINE_LOG_FORMAT=json
-RUN useradd --uid 10001 --create-home --home-dir /app towline && install -d -o towline -g towline /data
+# A new volume takes owner and mode from the folder in the image that it is mounted on.
+RUN groupadd --gid 10001 towline \
+ && useradd --uid 10001 --gid towline --create-home --home-dir /app --shell /usr/sbin/nologin towline \
+ && install -d -o towline -g towline -m 700 /data /secrets /secrets/scheduler-server /secrets/scheduler-client \
+      /secrets/relay-server /secrets/relay-client
 COPY --from=build /opt/towline /opt/towline
 COPY examples /app/examples
 WORKDIR /app
 USER 10001:10001
-VOLUME /data
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["towline"]
 CMD ["--help"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from towline.contracts.topics import DEFAULT_PREFIX, Topics
@@ -89,3 +89,29 @@ class SchedulerSettings(BaseSettings):
     token: SecretStr | None = Field(
         default=None, description="Bearer token of a scheduler that asks for one."
     )
+    token_file: Path | None = Field(
+        default=None, description="File that holds the token, for example a mounted secret."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_token_file(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return _with_token_of_file(values)
+
+
+def _with_token_of_file(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` of a settings class with `token` from the file named by `token_file`, if it has none itself.
+
+    Raises:
+        ValueError: The file cannot be read, or is empty.
+    """
+    path = values.get("token_file")
+    if not path or values.get("token"):
+        return values
+    try:
+        token = Path(path).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ValueError(f"token_file {path}: {error.strerror}") from None
+    if not token:
+        raise ValueError(f"token_file {path} is empty")
+    return {**values, "token": token}

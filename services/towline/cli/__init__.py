@@ -5,6 +5,10 @@ import sys
 
 def main() -> None:
     """Entry point of the `towline` script."""
+    if sys.argv[1:2] == ["health"]:  # runs every few seconds in every container
+        from towline.cli.health import health
+
+        raise SystemExit(health(sys.argv[2:]))
     try:
         from towline.cli.roles import run_named_role
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from towline.cli import commands, reading, roles
+from towline.cli.health import health as ask_health
+from towline.cli.init_secrets import init_secrets
 from towline.cli.settings_table import settings
+from towline.cli.topic_commands import topics
 
 app = typer.Typer(
     name="towline",
@@ -27,9 +32,17 @@ for command in (
     reading.events,
     reading.runs,
     settings,
+    init_secrets,
 ):
     app.command()(command)
+app.add_typer(topics)
 roles.mount(app)
+
+
+@app.command()
+def health(url: Annotated[str, typer.Argument(metavar="URL", help="For example a role's /readyz.")]) -> None:
+    """Ask URL once; exits 0 if it answers well. For health checks."""
+    raise typer.Exit(ask_health([url]))
 
 
 @app.command()

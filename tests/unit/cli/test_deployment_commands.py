@@ -1,0 +1,142 @@
+"""`towline health`, `init-secrets`, and tokens from files: what containers are started with."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import ssl
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from pydantic import ValidationError
+from typer.testing import CliRunner
+
+from towline.cli.app import app
+from towline.cli.health import health
+from towline.contracts.settings import SchedulerSettings as ClientSettings
+from towline.relay.auth.keys import parse_keys
+from towline.scheduler.settings import SchedulerSettings as ServerSettings
+
+
+class _Answers(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        code = int(self.path.strip("/"))
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(b"kafka: away")
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        return
+
+
+@pytest.fixture
+def server() -> Generator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as listening:
+        thread = threading.Thread(target=listening.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.server_address[1]}"
+        listening.shutdown()
+        thread.join()
+
+
+def test_health_is_what_the_service_answers(server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert health([f"{server}/200"]) == 0
+    assert health([f"{server}/503"]) == 1
+    assert "503 kafka: away" in capsys.readouterr().err
+
+
+def test_health_without_a_server_or_with_a_wrong_address_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert health(["http://127.0.0.1:1/readyz"]) == 1
+    assert "refused" in capsys.readouterr().err
+    assert health(["file:///etc/passwd"]) == 2
+    assert health([]) == 2
+    assert "usage" in capsys.readouterr().err
+
+
+def test_health_loads_no_library(server: str) -> None:
+    code = (
+        "import sys; sys.argv = ['towline', 'health', sys.argv[1]]\n"
+        "import towline.cli\n"
+        "try: towline.cli.main()\n"
+        "except SystemExit as end: print(end.code, sorted({'typer', 'pydantic'} & {*sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"{server}/200"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "0 []"
+
+
+def test_secrets_fit_together_and_are_for_their_owner_alone(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["init-secrets", str(tmp_path), "--host", "scheduler", "--key-name", "ann"]
+    )
+
+    assert done.exit_code == 0, done.output
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o400}
+    assert len(files) == 7
+    token = (tmp_path / "scheduler-server" / "token").read_text()
+    assert token == (tmp_path / "scheduler-client" / "token").read_text()
+    assert token not in done.output
+    certificate = x509.load_pem_x509_certificate((tmp_path / "scheduler-client" / "ca.crt").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["scheduler", "localhost"]
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(
+        tmp_path / "scheduler-server" / "tls.crt", tmp_path / "scheduler-server" / "tls.key"
+    )
+    principals = parse_keys((tmp_path / "relay-server" / "keys.jsonl").read_text(), where="keys")
+    assert [(who.subject, sorted(who.roles)) for who in principals.values()] == [
+        ("ann", ["approve", "read", "start"])
+    ]
+    assert (tmp_path / "relay-client" / "key").read_text() not in (
+        tmp_path / "relay-server" / "keys.jsonl"
+    ).read_text()
+
+
+def test_secrets_that_are_there_are_kept_and_missing_ones_made(tmp_path: Path) -> None:
+    runner = CliRunner()
+    runner.invoke(app, ["init-secrets", str(tmp_path)], catch_exceptions=False)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    again = runner.invoke(app, ["init-secrets", str(tmp_path)], catch_exceptions=False)
+    assert again.output == ""
+    (tmp_path / "scheduler-client" / "token").unlink()
+
+    runner.invoke(app, ["init-secrets", str(tmp_path)], catch_exceptions=False)
+
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    changed = {path.name for path in before if before[path] != after[path]}
+    assert changed == {"token"}
+    ends = x509.load_pem_x509_certificate(
+        after[tmp_path / "scheduler-server" / "tls.crt"]
+    ).not_valid_after_utc
+    assert (ends - datetime.now(UTC)).days > 700
+
+
+@pytest.mark.parametrize("settings", [ClientSettings, ServerSettings])
+def test_a_token_may_be_in_a_file(
+    settings: type[ClientSettings | ServerSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "token"
+    monkeypatch.setenv("TOWLINE_SCHEDULER_TOKEN_FILE", str(file))
+    with pytest.raises(ValidationError, match="No such file"):
+        settings()
+    file.write_text("\n")
+    with pytest.raises(ValidationError, match="is empty"):
+        settings()
+    file.write_text("secret\n")
+
+    read = settings()
+
+    assert read.token is not None
+    assert read.token.get_secret_value() == "secret"
+    assert "secret" not in json.dumps(repr(read))
+    monkeypatch.setenv("TOWLINE_SCHEDULER_TOKEN", "given")
+    assert settings().token.get_secret_value() == "given"  # pyright: ignore[reportOptionalMemberAccess]
