@@ -164,7 +164,7 @@ METRICS: Final[Mapping[MetricName, Metric]] = {
     "towline.stream.kept_chars": Metric(
         "gauge", "{character}", "worker", (), "Text of open turns kept in memory."
     ),
-    "towline.stream.redis_away": Metric("gauge", "1", "worker", (), "1 while Redis does not answer."),
+    "towline.stream.redis_away": Metric("gauge", "{flag}", "worker", (), "1 while Redis does not answer."),
     "towline.consumer.records": Metric(
         "counter", "{record}", "bridge", ("group", "outcome"), "Records that left their lane."
     ),
@@ -187,7 +187,7 @@ METRICS: Final[Mapping[MetricName, Metric]] = {
         "gauge", "{record}", "bridge", ("group",), "Records of this replica's partitions not finished yet."
     ),
     "towline.consumer.on_hold": Metric(
-        "gauge", "1", "bridge", ("group",), "1 while consumption is held because a neighbour is away."
+        "gauge", "{flag}", "bridge", ("group",), "1 while consumption is held because a neighbour is away."
     ),
     "towline.relay.clients": Metric("gauge", "{client}", "relay", (), "SSE clients now."),
     "towline.relay.feeds": Metric("gauge", "{stream}", "relay", (), "Streams read for clients now."),
@@ -208,12 +208,25 @@ METRICS: Final[Mapping[MetricName, Metric]] = {
     ),
 }  # fmt: skip
 
-FOREIGN: Final[Mapping[str, str]] = {
-    "gen_ai.client.token.usage": (
-        "Tokens a model call took in and gave out, by gen_ai.token.type and gen_ai.request.model."
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A metric that a library reports."""
+
+    prometheus: str
+    labels: tuple[str, ...]
+    meaning: str
+
+
+FOREIGN: Final[Mapping[str, Foreign]] = {
+    "gen_ai.client.token.usage": Foreign(
+        "gen_ai_client_token_usage_tokens", ("gen_ai_token_type", "gen_ai_request_model"),
+        "Tokens that a model call took in and gave out, by type and model.",
     ),
-    "gen_ai.client.operation.duration": "Duration of model calls.",
-}
+    "gen_ai.client.operation.duration": Foreign(
+        "gen_ai_client_operation_duration_seconds", ("gen_ai_request_model",), "Duration of model calls."
+    ),
+}  # fmt: skip
 """Metrics that Agent Framework reports by the gen_ai conventions, and that dashboards build on."""
 
 Read: TypeAlias = Callable[[], Iterable[tuple[float, Mapping[str, str]]]]
@@ -271,13 +284,13 @@ class Bounded:
 
 
 def prometheus_name(name: str) -> str:
-    """How a metric is called at ``/metrics``, without the suffixes of a histogram's series."""
-    about = METRICS.get(cast("MetricName", name))
-    base = name.replace(".", "_")
-    if about is None:
-        return base
-    if about.unit == "s":
-        base += "_seconds"
-    elif about.unit == "1" and about.kind == "gauge":
-        base += "_ratio"
+    """How a metric is called at ``/metrics``, without the suffixes of a histogram's series.
+
+    Raises:
+        KeyError: There is no such metric.
+    """
+    if name in FOREIGN:
+        return FOREIGN[name].prometheus
+    about = METRICS[cast("MetricName", name)]
+    base = name.replace(".", "_") + ("_seconds" if about.unit == "s" else "")
     return f"{base}_total" if about.kind == "counter" else base

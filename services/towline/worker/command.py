@@ -15,6 +15,7 @@ from towline.contracts.errors import TowlineError
 from towline.contracts.producer import EventProducer
 from towline.contracts.settings import KafkaSettings, RedisSettings, SchedulerSettings
 from towline.telemetry import HealthServer, set_up
+from towline.telemetry.metrics import observe_value
 from towline.worker import loader
 from towline.worker.host import Host, until_signalled
 from towline.worker.settings import WorkerSettings
@@ -66,6 +67,8 @@ async def _host(loaded: loader.LoadedApp, settings: WorkerSettings) -> bool:
             writer.start()
             parts.callback(writer.stop)
             observers.append(StreamObserver(writer))
+            observe_value("towline.stream.kept_chars", lambda: writer.kept_chars)
+            observe_value("towline.stream.redis_away", lambda: float(writer.away))
         producer = EventProducer(
             KafkaSettings(), client_id="towline-worker", delivery_timeout_s=_DELIVERY_TIMEOUT_S
         )

@@ -22,10 +22,13 @@ from redis.retry import Retry
 
 from towline.contracts.settings import RedisSettings
 from towline.contracts.stream import stream_key, turns_key, wake_channel
+from towline.telemetry import metrics
 from towline.worker.streams.ledger import Answer, AnswerStatus, Batch, Ledger, ToolCall, Turn
 from towline.worker.streams.settings import StreamSettings
 
 _log = logging.getLogger(__name__)
+
+_flush_delay: Final = metrics.histogram("towline.stream.flush_delay")
 
 _PIPELINE_BATCHES_MAX: Final = 200
 _PIPELINE_CHARS_MAX: Final = 1_000_000
@@ -103,6 +106,8 @@ class TokenWriter:
         self._thread = threading.Thread(target=self._run, name="towline-token-writer", daemon=True)
         self._away = False
         self._connected_anew = False
+        self._said_at: float | None = None
+        """Since when something is to be written, monotonic."""
 
     def start(self) -> None:
         """Start the thread. Redis need not be there yet."""
@@ -141,14 +146,14 @@ class TokenWriter:
     def say(self, turn: Turn, item: str | ToolCall) -> None:
         """See `TurnStream.write` and `TurnStream.tool_call`."""
         with self._lock:
-            self._ledger.say(turn, item, now=time.monotonic())
+            self._ledger.say(turn, item, now=self._note_said())
         if not self._wake.is_set():
             self._wake.set()
 
     def finish(self, turn: Turn, text: str) -> None:
         """See `TurnStream.finish`."""
         with self._lock:
-            self._ledger.finish(turn, text, now=time.monotonic())
+            self._ledger.finish(turn, text, now=self._note_said())
         self._wake.set()
 
     def fail(self, turn: Turn, error: BaseException, *, cancelled: bool) -> None:
@@ -157,6 +162,12 @@ class TokenWriter:
         with self._lock:
             self._ledger.fail(turn, reason, type(error).__name__, str(error), now=time.monotonic())
         self._wake.set()
+
+    def _note_said(self) -> float:
+        now = time.monotonic()
+        if self._said_at is None:
+            self._said_at = now
+        return now
 
     # The thread -----------------------------------------------------------------------------------
 
@@ -222,12 +233,19 @@ class TokenWriter:
             with self._lock:
                 self._ledger.verify()
         with self._lock:
+            said_at, self._said_at = self._said_at, None
             batches = self._ledger.due()
             if not batches:
                 self._idle.notify_all()
                 return
-        for some in _pipelines(batches):
-            self._write(some)
+        try:
+            for some in _pipelines(batches):
+                self._write(some)
+        except BaseException:
+            self._said_at = said_at
+            raise
+        if said_at is not None:
+            _flush_delay.record(time.monotonic() - said_at)
         with self._lock:
             if self._ledger.idle:
                 self._idle.notify_all()
