@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from benchmarks.end_to_end.systems.base import System
 from benchmarks.end_to_end.workloads import Measured
+from benchmarks.end_to_end.yardstick import AT_REST_MS
 
 _PACKAGES: Final = (
     "towline",
@@ -29,6 +30,8 @@ _PACKAGES: Final = (
 _BASELINE: Final = "straightforward"
 _LEGEND: Final = f"""Own CPU: milliseconds a run of all of the system's processes but Kafka and Redis.
 Ratio: throughput by that of {_BASELINE} in the same workload, for one in flight its p50 by ours.
+Yardstick: what one streamed agent turn alone costs in CPU time at that moment; {AT_REST_MS} ms on this
+kind of machine at rest, several times as much among busy neighbours: compare in yardsticks.
 Others: cores that anything else on the machine kept busy meanwhile, the load generator included."""
 _COLUMNS: Final = (
     "workload",
@@ -37,6 +40,7 @@ _COLUMNS: Final = (
     "ratio",
     "p50 / p99 ms",
     "own CPU ms a run",
+    "in yardsticks",
     "by process",
     "peak MB",
     "lost, duplicate, wrong",
@@ -101,10 +105,11 @@ def _row(one: Measured, baseline: Measured | None) -> str:
         "" if baseline is None else f"{_ratio(one, baseline):.2f}",
         " / ".join(f"{ms:.1f}" for ms in one.latency_ms.values()),
         f"{one.own_cpu_ms_per_run:.2f}",
+        f"{one.own_cpu_ms_per_run / one.yardstick_ms:.1f}",
         _by_process(one.cpu_ms_per_run, 2),
         _by_process(one.peak_mb, 0),
         f"{one.lost}, {one.duplicates}, {one.wrong}",
-        f"{one.others_cores:.1f} cores, load {one.load:.0f}",
+        f"{one.others_cores:.1f} cores, load {one.load:.0f}, yardstick {one.yardstick_ms:.2f} ms",
     )
     return f"| {' | '.join(cells)} |"
 

@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from benchmarks.end_to_end.job import expected
 from benchmarks.end_to_end.processes import PeakMemory, cpu_ms, machine_busy_ms
 from benchmarks.end_to_end.systems.base import Kind, Message, System
+from benchmarks.end_to_end.yardstick import yardstick_ms
 
 _SILENCE_S: Final = 60.0
 """No answer for this long: what is missing is lost."""
@@ -40,6 +41,8 @@ class Measured:
     peak_mb: dict[str, float]
     load: float
     """Load average of the last minute."""
+    yardstick_ms: float
+    """What one agent turn alone cost in CPU time, before and after; see `yardstick`."""
     others_cores: float
     """Cores that were kept busy by others than the system (the load generator included)."""
     latency_ms: dict[str, float] = field(default_factory=dict[str, float])
@@ -225,6 +228,7 @@ async def _measure(
     tag = f"{workload.replace(' ', '-')}-{time.time_ns()}"
     messages = {f"{tag}-{number}": f"message {number}" for number in range(runs)}
     processes = dict(system.processes)
+    yardstick = await asyncio.to_thread(yardstick_ms)
     before = {name: cpu_ms(pid) for name, pid in processes.items()}
     busy_before, clock_before = machine_busy_ms(), time.perf_counter()
     with PeakMemory(lambda: processes) as memory:
@@ -232,6 +236,7 @@ async def _measure(
         await asyncio.sleep(_SETTLE_S)
     used = {name: cpu_ms(pid) - before[name] for name, pid in processes.items()}
     elapsed_ms = (time.perf_counter() - clock_before) * 1000
+    yardstick = (yardstick + await asyncio.to_thread(yardstick_ms)) / 2
     lost, duplicates, wrong = generator.check(messages)
     return Measured(
         workload=workload,
@@ -246,6 +251,7 @@ async def _measure(
         own_cpu_ms_per_run=sum(used[name] for name in system.own) / runs,
         peak_mb=memory.peak_mb,
         load=os.getloadavg()[0],
+        yardstick_ms=yardstick,
         others_cores=max(0.0, machine_busy_ms() - busy_before - sum(used.values())) / elapsed_ms,
         latency_ms=_percentiles(latencies) if latencies else {},
     )
