@@ -252,24 +252,30 @@ class Commands:
                     logger.info("cancel_raised", extra={"run_id": command.run_id})
                     return Deferred(self._see_cancel_through(event, grace_s=self._settings.cancel_grace_s))
                 case ControlStep.SUSPEND:
-                    return await self._suspend_or_resume(event, suspend=True)
+                    return await self._suspend_or_resume(event, where, suspend=True)
                 case ControlStep.RESUME:
-                    return await self._suspend_or_resume(event, suspend=False)
+                    return await self._suspend_or_resume(event, where, suspend=False)
         except RunUnknownError:
             # Purged in between: looked at again, it is unknown.
             return Retry("run_gone", _GRACE_POLL_S)
 
-    async def _suspend_or_resume(self, event: Event[RunControl], *, suspend: bool) -> Outcome:
+    async def _suspend_or_resume(
+        self, event: Event[RunControl], where: Standing, *, suspend: bool
+    ) -> Outcome:
         command = event.data
         call = self._scheduler.suspend if suspend else self._scheduler.resume
+        taken = True
         try:
             await call(command.run_id, command.reason)
         except SchedulerRefusedError:
             # It ended a moment ago, and this scheduler says so. Another cause shows in its state.
+            taken = False
             logger.info("control_not_taken", extra={"run_id": command.run_id, "action": command.action})
-        state = await self._scheduler.find(command.run_id)
-        if state is None or state.ended:
-            return await self._refuse(event, "ended")
+        if suspend or where != "suspended" or not taken:
+            state = await self._scheduler.find(command.run_id)
+            if state is None or state.ended:
+                return await self._refuse(event, "ended")
+        # A run that was suspended and has ended since did so because it was resumed.
         await self._answers.control_done(event, suspended=suspend)
         logger.info("run_suspended" if suspend else "run_resumed", extra={"run_id": command.run_id})
         return DONE

@@ -64,6 +64,7 @@ class LifecycleConsumer:
     def __init__(self, kafka: KafkaSettings, settings: RelaySettings, store: RunStore) -> None:
         self._kafka = kafka
         self._settings = settings
+        self._group = f"{kafka.topic_prefix}{settings.group}"
         self._store = store
         self._assignment = self._new_assignment(())
         self._checked_at = 0.0
@@ -113,11 +114,11 @@ class LifecycleConsumer:
     async def _session(self) -> None:
         self._progress_at = time.monotonic()
         topics = self._kafka.topics
-        client = _member(self._kafka, self._settings.group)
+        client = _member(self._kafka, self._group)
         client.subscribe(topics=[topics.events, topics.results], listener=_Listener(self, client))
         try:
             await client.start()
-            _log.info("lifecycle_session_began", extra={"group": self._settings.group})
+            _log.info("lifecycle_session_began", extra={"group": self._group})
             while not self._stopping.is_set():
                 await self._step(client)
                 self._progress_at = time.monotonic()
@@ -218,7 +219,7 @@ class LifecycleConsumer:
             if result.status == "refused":
                 _log.error("event_refused", extra={"event_id": change.event_id, "error": result.problem})
             assignment.progress[partition].finish(Step(partition, offset, change, result))
-            note_applied(change, partition, offset, began_ns, group=self._settings.group)
+            note_applied(change, partition, offset, began_ns, group=self._group)
 
     async def _hold_outcomes(
         self, client: Any, assignment: _Assignment, batches: Mapping[TopicPartition, Sequence[Any]]
@@ -261,7 +262,7 @@ class LifecycleConsumer:
             if result.status == "refused":
                 _log.error("event_refused", extra={"event_id": held.change.event_id, "error": result.problem})
             assignment.progress[held.partition].finish(Step(held.partition, held.offset, held.change, result))
-            note_applied(held.change, held.partition, held.offset, held.taken_ns, group=self._settings.group)
+            note_applied(held.change, held.partition, held.offset, held.taken_ns, group=self._group)
             assignment.held.release(held)
 
     async def _positions(self, client: Any, partitions: set[str]) -> Mapping[str, int]:

@@ -16,7 +16,11 @@ class RelaySettings(BaseSettings):
     http_listen: str = Field(
         default="127.0.0.1:8090", description="host:port. Without auth, loopback addresses only."
     )
-    group: str = Field(default="towline-relay", description="Kafka consumer group shared by all replicas.")
+    group: str = Field(
+        default="relay",
+        min_length=1,
+        description="The consumer group is {topic prefix}{group}; same for all replicas.",
+    )
     unknown_run_grace_s: float = Field(
         default=30, ge=0, description="How long the stream of an unknown run waits for it before 404."
     )
