@@ -1,0 +1,202 @@
+"""A Docker engine: the one that answers, else one of our own in a temporary folder.
+
+```
+EngineError
+└── NoEngineError   there is none and none can be started; the message says why
+```
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+PACKAGES: Final = ("docker.io", "iptables", "ca-certificates")
+START_TIMEOUT_S: Final = 60.0
+STOP_TIMEOUT_S: Final = 30.0
+_APT_TIMEOUT_S: Final = 240.0
+
+
+class EngineError(Exception):
+    """The engine, or a command for it, failed."""
+
+
+class NoEngineError(EngineError):
+    """There is no engine."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine that answers."""
+
+    host: str
+    """`DOCKER_HOST`; empty for the default one."""
+    is_own: bool
+    """Started by us: it holds nothing of anybody's, so its images may be named at will."""
+
+    def environment(self) -> dict[str, str]:
+        """Variables for any client of it."""
+        return {**os.environ, **({"DOCKER_HOST": self.host} if self.host else {})}
+
+    def docker(
+        self,
+        *arguments: str,
+        timeout_s: float = 120,
+        check: bool = True,
+        variables: Mapping[str, str] | None = None,
+    ) -> str:
+        """What `docker …` prints.
+
+        Raises:
+            EngineError: It failed, or took too long.
+        """
+        return run(
+            ["docker", *arguments],
+            {**self.environment(), **(variables or {})},
+            timeout_s=timeout_s,
+            check=check,
+        )
+
+    def has_image(self, name: str) -> bool:
+        return bool(self.docker("image", "ls", "--quiet", name))
+
+
+def run(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    timeout_s: float,
+    check: bool = True,
+    folder: Path | None = None,
+) -> str:
+    """Output of a command, standard error included.
+
+    Raises:
+        EngineError: It failed, or took too long.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            env=dict(environment),
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(
+            f"{' '.join(command[:4])} …: no end after {timeout_s:g} s: {error.output}"
+        ) from error
+    if check and done.returncode != 0:
+        raise EngineError(f"{' '.join(command)}: status {done.returncode}: {done.stdout[-3000:]}")
+    return done.stdout.strip()
+
+
+@contextmanager
+def running_engine(folder: Path) -> Generator[Engine]:
+    """An engine; if it had to be started, it and all that it holds is gone at the end.
+
+    Raises:
+        NoEngineError: There is none and none can be started.
+    """
+    if shutil.which("docker") and answers(""):
+        yield Engine(os.environ.get("DOCKER_HOST", ""), is_own=False)
+        return
+    if os.geteuid() != 0:
+        raise NoEngineError("no Docker engine answers; as root the tests would start one")
+    if not (shutil.which("dockerd") and shutil.which("docker")):
+        _install()
+    with _daemon(folder) as host:
+        yield Engine(host, is_own=True)
+
+
+def answers(host: str) -> bool:
+    """Whether an engine answers there."""
+    environment = {**os.environ, **({"DOCKER_HOST": host} if host else {})}
+    try:
+        run(["docker", "version", "--format", "{{.Server.Version}}"], environment, timeout_s=20)
+    except EngineError:
+        return False
+    return True
+
+
+def _install() -> None:
+    if not (os.environ.get("CI") or os.environ.get("TOWLINE_TEST_INSTALL_DOCKER")):
+        raise NoEngineError(
+            "no Docker engine: apt-get install docker.io, or set TOWLINE_TEST_INSTALL_DOCKER=1"
+        )
+    if shutil.which("apt-get") is None:
+        raise NoEngineError("no Docker engine, and no apt-get to install docker.io with")
+    apt_install(*PACKAGES)
+
+
+def apt_install(*packages: str) -> None:
+    """Install packages of Debian or Ubuntu; starts no service.
+
+    Raises:
+        NoEngineError: That failed.
+    """
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    try:
+        run(["apt-get", "update", "-qq"], environment, timeout_s=_APT_TIMEOUT_S)
+        run(
+            ["apt-get", "install", "-qq", "--yes", "--no-install-recommends", *packages],
+            environment,
+            timeout_s=_APT_TIMEOUT_S,
+        )
+    except EngineError as error:
+        raise NoEngineError(f"{', '.join(packages)} could not be installed: {error}") from error
+
+
+@contextmanager
+def _daemon(folder: Path) -> Generator[str]:
+    """A `dockerd` of our own on a socket in `folder`; published ports are on loopback only."""
+    folder.mkdir(parents=True)
+    host = f"unix://{folder}/docker.sock"
+    log = folder / "dockerd.log"
+    with log.open("w") as output:
+        daemon = subprocess.Popen(
+            [
+                *("dockerd", "--ip", "127.0.0.1", "--log-level", "warn", "--host", host),
+                *("--data-root", str(folder / "data"), "--exec-root", str(folder / "exec")),
+                *("--pidfile", str(folder / "pid")),
+            ],
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not answers(host):
+            if daemon.poll() is not None or time.monotonic() > deadline:
+                raise NoEngineError(
+                    f"dockerd does not start: {' | '.join(log.read_text().splitlines()[-3:])}"
+                )
+            time.sleep(0.2)  # between two questions
+        yield host
+    finally:
+        _stop(daemon, host)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stop(daemon: subprocess.Popen[bytes], host: str) -> None:
+    environment = {**os.environ, "DOCKER_HOST": host}
+    try:
+        if daemon.poll() is None and (left := run(["docker", "ps", "-aq"], environment, timeout_s=30)):
+            run(["docker", "rm", "--force", "--volumes", *left.split()], environment, timeout_s=60)
+    except EngineError:
+        pass  # stopping the engine stops them too
+    daemon.terminate()
+    try:
+        daemon.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()
