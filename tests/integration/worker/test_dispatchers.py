@@ -1,0 +1,147 @@
+"""The same programs on the SDK's own worker and on our dispatcher, which have to come out alike."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis.asyncio
+from tests.integration.wire.raw import Seen, Wire
+from tests.integration.worker.dispatcher_programs import SLOW_MODEL_S
+
+from towline.contracts.stream import stream_key, turns_key
+from towline.dev.stack import Stack
+
+StackFactory = Callable[..., Stack]
+PROGRAMS = "tests.integration.worker.dispatcher_programs:setup_worker"
+DISPATCHERS = ("async", "sdk")
+PATIENCE_S = 90.0
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module", params=DISPATCHERS)
+def hosted(request: pytest.FixtureRequest, module_stack: StackFactory) -> Stack:
+    return module_stack(
+        PROGRAMS, settings={"TOWLINE_WORKER_DISPATCHER": request.param}, roles=("bridge", "worker")
+    )
+
+
+@pytest.fixture
+async def wire(hosted: Stack) -> AsyncGenerator[Wire]:
+    async with Wire(hosted.kafka.bootstrap, hosted.kafka.topic_prefix) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("program", "given", "output"),
+    [
+        ("ask_echo", "hello", "echo: hello"),
+        ("survives_an_agent", "x", "AgentRunError: True"),
+        ("turns_of_one_session", 3, ["turn 1", "turn 2", "turn 3"]),
+        ("timer", None, True),
+        ("fan_out", 10, 285),
+        ("failing_activity", 7, True),
+        ("parent", 5, 30),
+        ("generations", 3, "last generation"),
+    ],
+)
+async def test_a_program_comes_out_alike(wire: Wire, program: str, given: Any, output: Any) -> None:
+    run_id = await wire.start(program, given)
+    outcome = await wire.outcome(run_id, timeout_s=PATIENCE_S)
+    assert (outcome.type, outcome.data.get("output")) == ("run.completed", output), outcome
+
+
+async def test_events_arrive_in_the_order_in_which_they_were_raised(wire: Wire) -> None:
+    run_id = await wire.start("events")
+    for word in ("one", "two"):
+        await wire.raise_event(run_id, "word", word)
+    assert (await wire.outcome(run_id, timeout_s=PATIENCE_S)).data["output"] == ["one", "two"]
+
+
+async def test_a_program_that_raises_fails_its_run(wire: Wire) -> None:
+    run_id = await wire.start("raises", "nowhere")
+    outcome = await wire.outcome(run_id, timeout_s=PATIENCE_S)
+    assert outcome.type == "run.failed"
+    assert outcome.data["error"]["type"].endswith("LookupError")
+    assert "nowhere" in outcome.data["error"]["message"]
+
+
+async def test_an_operation_that_fails_changes_nothing_of_its_entity(wire: Wire) -> None:
+    async def call(*operation: Any) -> Seen:
+        run_id = await wire.start("tally", {"key": key, "call": operation})
+        return await wire.outcome(run_id, timeout_s=PATIENCE_S)
+
+    key = uuid4().hex
+    assert (await call("add", 5)).data["output"] == 5
+    failed = await call("add", -100)
+    # The SDK lets no orchestration catch this one.
+    assert (failed.type, failed.data["error"]["type"]) == ("run.failed", "EntityOperationFailedException")
+    assert (await call("total")).data["output"] == 5
+
+
+async def test_forty_slow_agents_work_side_by_side(wire: Wire) -> None:
+    began = time.monotonic()
+    run_ids = [await wire.start("ask_slow", f"{number}") for number in range(40)]
+    await wire.all_outcomes(run_ids, timeout_s=PATIENCE_S)
+    took_s = time.monotonic() - began
+    said = [wire.outcomes(run_id)[0].data["output"] for run_id in run_ids]
+    assert said == [f"slowly: {number}" for number in range(40)]
+    # One after the other they would take forty times the model's time.
+    assert took_s < 20 * SLOW_MODEL_S
+
+
+@pytest.mark.parametrize("dispatcher", DISPATCHERS)
+async def test_a_scheduler_that_comes_back_is_found_again(stack: StackFactory, dispatcher: str) -> None:
+    started = await asyncio.to_thread(
+        stack,
+        PROGRAMS,
+        own=("scheduler",),
+        settings={"TOWLINE_WORKER_DISPATCHER": dispatcher},
+        roles=("bridge", "worker"),
+    )
+    async with Wire(started.kafka.bootstrap, started.kafka.topic_prefix) as wire:
+        run_id = await wire.start("events")
+        await wire.until(lambda: wire.of(run_id, "run.started"), "it waits", timeout_s=PATIENCE_S)
+        await asyncio.to_thread(started["scheduler"].kill)
+        await asyncio.to_thread(started["scheduler"].start)
+        for word in ("one", "two"):
+            await wire.raise_event(run_id, "word", word)
+        outcome = await wire.outcome(run_id, timeout_s=PATIENCE_S)
+        assert outcome.data["output"] == ["one", "two"]
+
+
+async def test_a_cancel_ends_the_model_call_that_is_under_way(stack: StackFactory) -> None:
+    started = await asyncio.to_thread(stack, PROGRAMS, roles=("bridge", "worker"))
+    readers = redis.asyncio.Redis.from_url(started.redis_url, decode_responses=True)
+    async with Wire(started.kafka.bootstrap, started.kafka.topic_prefix) as wire, readers:
+        run_id = await wire.start("ask_endless", "anything")
+
+        async def entries() -> list[dict[str, str]]:
+            return [fields for _, fields in await readers.xrange(stream_key(run_id))]
+
+        await wire.until(lambda: wire.of(run_id, "run.started"), "it began", timeout_s=PATIENCE_S)
+        # The model call is under way once its turn is open.
+        await _until(lambda: _exists(readers, run_id), "the agent's turn is open")
+        await wire.control(run_id, "cancel", "no longer needed")
+        outcome = await wire.outcome(run_id, timeout_s=PATIENCE_S)
+        assert (outcome.type, outcome.data["reason"]) == ("run.cancelled", "no longer needed")
+
+        async def told() -> bool:
+            return any(entry["type"] == "reset" and "cancelled" in str(entry) for entry in await entries())
+
+        await _until(told, "the stream says that the turn was cancelled")
+
+
+async def _exists(client: Any, run_id: str) -> bool:
+    return bool(await client.exists(turns_key(run_id)))
+
+
+async def _until(probe: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not await probe():
+        assert time.monotonic() < deadline, f"not within {PATIENCE_S:.0f} s: {what}"
+        await asyncio.sleep(0.05)
