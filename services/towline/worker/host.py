@@ -48,7 +48,7 @@ class Host:
         observers: Sequence[TurnObserver] = (),
         instrument_agent: InstrumentAgent = no_instrumentation,
     ) -> None:
-        sdk.check()
+        self._sdk_differs = sdk.check(any_version=settings.sdk_versions == "any")
         quiet_sdk_logs()
         self._app = app
         self._publisher = publisher
@@ -132,7 +132,10 @@ class Host:
 
     def _take_work(self, worker: TowlineWorker, outlet: Outlet) -> None:
         settings = self._settings
-        if settings.dispatcher == "sdk":
+        if self._sdk_differs is not None:
+            # What the dispatcher takes from the SDK's inside was read in the pinned version only.
+            _log.warning("sdk_worker_used_instead", extra={"versions": self._sdk_differs})
+        if settings.dispatcher == "sdk" or self._sdk_differs is not None:
             worker.start()
             return
         options = DispatcherOptions(

@@ -79,25 +79,37 @@ OrchestratorRequest = pb.OrchestratorRequest
 OrchestratorResponse = pb.OrchestratorResponse
 
 
-def check() -> None:
+def check(*, any_version: bool = False) -> str | None:
     """Make sure that the installed SDKs are those which this host is built for.
+
+    Args:
+        any_version: Take other versions too, as long as they have the private names that are used.
+
+    Returns:
+        How the installed versions differ; None if they don't.
 
     Raises:
         UnsupportedSdkError: Naming the package, the version found and the one that is needed.
     """
+    differences: list[str] = []
     for package, pinned in PINNED.items():
         try:
             found = version(package)
         except PackageNotFoundError:
             raise UnsupportedSdkError(f"{package} is not installed: install towline[worker]") from None
-        if found != pinned:
+        if found == pinned:
+            continue
+        if not any_version:
             raise UnsupportedSdkError(
                 f"{package} {found} is installed, but this worker is built for {pinned}: "
-                f"install {package}=={pinned}, or a Towline that is built for {found}"
+                f"install {package}=={pinned}, or a Towline that is built for {found}; "
+                "TOWLINE_WORKER_SDK_VERSIONS=any tries with the SDK's own worker"
             )
+        differences.append(f"{package} {found} instead of {pinned}")
     for owner, name in _EXPECTED:
         if not hasattr(owner, name):
             raise UnsupportedSdkError(f"{owner!r} has no {name}: the installed SDK was changed")
+    return ", ".join(differences) or None
 
 
 # Reading what a turn was given and what it answers.

@@ -25,14 +25,21 @@ class WorkerSettings(BaseSettings):
         default="async",
         description="Who carries work items out: Towline's asynchronous dispatcher, or the SDK's own worker.",
     )
+    sdk_versions: Literal["pinned", "any"] = Field(
+        default="pinned",
+        description="any: start with SDKs of other versions than this worker is built for too, if they have "
+        "what it uses; the SDK's own worker then carries work items out.",
+    )
     threads: int = Field(
         default=512,
         ge=4,
-        description="Work items carried out at once: a model call in flight holds one thread.",
+        description="Threads for activities and entities that are no agents; with dispatcher sdk for all.",
     )
     max_turns: int = Field(default=256, ge=1, description="Orchestration turns in hand at once.")
     max_activities: int = Field(default=512, ge=1, description="Activities in hand at once.")
-    max_agent_turns: int = Field(default=512, ge=1, description="Agent and other entity batches at once.")
+    max_agent_turns: int = Field(
+        default=2_000, ge=1, description="Agent and other entity batches at once; agents hold no thread."
+    )
     stop_timeout_s: float = Field(
         default=10.0, gt=0, description="Seconds that work in hand may take after SIGTERM; then it is left."
     )
