@@ -29,6 +29,7 @@ REDIS_IMAGE: Final = "redis:7"
 _SKIP_TIME: Final = "/towline.scheduler.Admin/SkipTime"
 _SKIP_TIMEOUT_S: Final = 30.0
 _PARTITIONS: Final = 3
+_START_TIMEOUT_S: Final = 120
 
 
 class TestStack(Stack):
@@ -122,14 +123,18 @@ def _containers(environ: Mapping[str, str], given: Mapping[str, str]) -> Generat
         try:
             if "TOWLINE_KAFKA_BOOTSTRAP" not in given:
                 image = environ.get("TOWLINE_TEST_KAFKA_IMAGE", KAFKA_IMAGE)
-                kafka = exits.enter_context(kafka_class(image).with_kraft())
+                kafka = kafka_class(image).with_kraft()
+                exits.callback(kafka.stop)  # before the start: one that fails leaves a container
+                kafka.start(timeout=_START_TIMEOUT_S)
                 made["TOWLINE_KAFKA_BOOTSTRAP"] = kafka.get_bootstrap_server()
             if "TOWLINE_REDIS_URL" not in given:
                 image = environ.get("TOWLINE_TEST_REDIS_IMAGE", REDIS_IMAGE)
-                redis = exits.enter_context(redis_class(image))
+                redis = redis_class(image)
+                exits.callback(redis.stop)
+                redis.start()
                 host, port = redis.get_container_host_ip(), redis.get_exposed_port(6379)
                 made["TOWLINE_REDIS_URL"] = f"redis://{host}:{port}/0"
-        except docker_errors.DockerException as error:
+        except (docker_errors.DockerException, RuntimeError, TimeoutError) as error:
             raise TestKitError(
                 f"containers cannot be started: {error}. Start a Docker engine, set "
                 "TOWLINE_TEST_KAFKA_IMAGE and TOWLINE_TEST_REDIS_IMAGE to images that are there, "
