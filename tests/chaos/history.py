@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeAlias
 MARK = "chaos_mark"
 """Header of every record that the load sends: names it also where its content is no event."""
 
+ORIGIN_TOPIC = "towline_dead_letter_topic"
+
 Kind: TypeAlias = Literal["request", "decision", "cancel", "suspend", "resume", "garbage"]
 
 
@@ -58,7 +60,7 @@ class Record:
         """Of a dead letter: where it was."""
         place = (self.headers.get(f"towline_dead_letter_{part}", "-1") for part in ("partition", "offset"))
         partition, offset = map(int, place)
-        return self.headers.get("towline_dead_letter_topic", ""), partition, offset
+        return self.headers.get(ORIGIN_TOPIC, ""), partition, offset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
