@@ -49,6 +49,7 @@ from towline.contracts.durable import CANCEL_EVENT, DECISION_EVENT, wrap_input
 from towline.contracts.errors import DecodeError, PublishError
 from towline.contracts.events import (
     ApprovalDecided,
+    ApprovalRefusal,
     ErrorInfo,
     Event,
     EventRaised,
@@ -233,7 +234,7 @@ class Commands:
                 case ControlStep.WAIT:
                     if waited_s < self._settings.unknown_run_grace_s:
                         return Retry("unknown_run", _GRACE_POLL_S)
-                    return await self._refuse(event, where)
+                    return Deferred(self._refuse(event, where))
                 case ControlStep.REFUSE:
                     assert state is not None
                     return await self._answer_ended(event, state)
@@ -274,20 +275,20 @@ class Commands:
         if suspend or where != "suspended" or not taken:
             state = await self._scheduler.find(command.run_id)
             if state is None or state.ended:
-                return await self._refuse(event, "ended")
+                return Deferred(self._refuse(event, "ended"))
         # A run that was suspended and has ended since did so because it was resumed.
         await self._answers.control_done(event, suspended=suspend)
         logger.info("run_suspended" if suspend else "run_resumed", extra={"run_id": command.run_id})
         return DONE
 
-    async def _refuse(self, event: Event[RunControl], where: Standing) -> Outcome:
+    async def _refuse(self, event: Event[RunControl], where: Standing) -> None:
         reason = refusal(where)
-        await self._answers.control_refused(event, reason)
+        # Not judged anew when Kafka's acknowledgement is lost: it may hold this answer already.
+        await _until_published(lambda: self._answers.control_refused(event, reason))
         logger.info(
             "control_refused",
             extra={"run_id": event.data.run_id, "action": event.data.action, "reason": reason},
         )
-        return DONE
 
     async def _answer_ended(self, event: Event[RunControl], state: RunState) -> Outcome:
         """Refuse, unless this very command ended the run: then it came again after a crash."""
@@ -298,7 +299,7 @@ class Commands:
                 return DONE
             if state.cancelled and event.id in (await self._scheduler.commands_of(state.run_id)).seen:
                 return DONE
-        return await self._refuse(event, "ended")
+        return Deferred(self._refuse(event, "ended"))
 
     async def _see_cancel_through(self, event: Event[RunControl], *, grace_s: float) -> None:
         """Wait for the run to end; terminate it after the grace; answer. Outlives absent neighbours."""
@@ -359,9 +360,7 @@ class Commands:
         except RunUnknownError:
             if waited_s < self._settings.unknown_run_grace_s:
                 return Retry("unknown_run", _GRACE_POLL_S)
-            await self._answers.approval_refused(event, "unknown_run")
-            logger.info("decision_refused", extra={"run_id": run_id, "reason": "unknown_run"})
-            return DONE
+            return Deferred(self._refuse_decision(event, "unknown_run"))
         except SchedulerRefusedError as error:
             return DeadLetter("refused_by_scheduler", f"the scheduler refused to raise it: {error}")
         return Deferred(self._see_decision_through(event, record))
@@ -383,8 +382,14 @@ class Commands:
             await _until_published(lambda: self._answers.again(record))
             return
         if not seen:
-            await _until_published(lambda: self._answers.approval_refused(event, "run_finished"))
-            logger.info("decision_refused", extra={"run_id": run_id, "reason": "run_finished"})
+            await self._refuse_decision(event, "run_finished")
+
+    async def _refuse_decision(
+        self, event: Event[ApprovalDecided] | Event[EventRaised], reason: ApprovalRefusal
+    ) -> None:
+        # Not judged anew when Kafka's acknowledgement is lost: it may hold this answer already.
+        await _until_published(lambda: self._answers.approval_refused(event, reason))
+        logger.info("decision_refused", extra={"run_id": event.data.run_id, "reason": reason})
 
 
 def _run_of(event: Event) -> RunRef:
