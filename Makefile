@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo dev test unit lint format schemas bench chaos clean
+.PHONY: help install demo dev test retest unit lint format schemas bench chaos clean
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -21,8 +21,14 @@ demo: install ## all seven patterns through real Kafka, then stop
 dev: install ## keep the local stack up (APP=module:attr)
 	$(BIN)/towline dev $(if $(APP),--app $(APP))
 
+# Most tests wait for processes rather than compute: three at a time on two cores.
+TEST_PROCESSES ?= 3
+
 test: install ## all tests
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --numprocesses $(TEST_PROCESSES) --dist loadfile
+
+retest: install ## the tests that failed last, one at a time
+	$(BIN)/python -m pytest tests --last-failed --last-failed-no-failures none
 
 unit: install ## tests that need no service
 	$(BIN)/python -m pytest tests/unit
