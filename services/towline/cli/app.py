@@ -11,6 +11,7 @@ from towline.cli.health import health as ask_health
 from towline.cli.init_secrets import init_secrets
 from towline.cli.settings_table import settings
 from towline.cli.topic_commands import topics
+from towline.cli.trace import trace
 
 app = typer.Typer(
     name="towline",
@@ -31,6 +32,7 @@ for command in (
     reading.results,
     reading.events,
     reading.runs,
+    trace,
     settings,
     init_secrets,
 ):

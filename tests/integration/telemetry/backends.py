@@ -67,7 +67,7 @@ def backend(name: str, data: Path) -> Generator[Backend]:
     """``stand-in`` or ``collector``.
 
     Raises:
-        NoCollectorError: There is no way to have one here.
+        NoProgramError: There is no way to have one here.
     """
     if name == "stand-in":
         with Receiver() as receiver:

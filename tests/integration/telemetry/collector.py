@@ -4,56 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
+from tests.integration.telemetry.go_build import DEPLOY, built
 
 from towline.dev import ports
-from towline.dev.cache import cache_folder
 from towline.dev.part import Part
 
-ROOT: Final = Path(__file__).parents[3]
-SOURCE: Final = ROOT / "deploy" / "collector"
-CONFIG: Final = ROOT / "otel-collector.yaml"
-BUILD_TIMEOUT_S: Final = 900
-
-
-class NoCollectorError(Exception):
-    """The collector can't be had on this machine; the message says why."""
+SOURCE: Final = DEPLOY / "collector"
+CONFIG: Final = DEPLOY.parent / "otel-collector.yaml"
 
 
 def collector_binary() -> Path:
-    """The collector's executable, built once per version of its sources and cached.
+    """The collector's executable.
 
     Raises:
-        NoCollectorError: There is no Go, or the build failed.
+        NoProgramError: It can't be had on this machine.
     """
-    content = b"".join((SOURCE / name).read_bytes() for name in ("main.go", "go.mod", "go.sum"))
-    binary = cache_folder() / f"otelcol-{sha256(content).hexdigest()[:12]}"
-    if binary.exists():
-        return binary
-    go = shutil.which("go")
-    if go is None:
-        raise NoCollectorError("building the collector needs Go 1.25 or newer on PATH")
-    building = binary.with_suffix(f".{os.getpid()}")
-    built = subprocess.run(
-        [go, "build", "-trimpath", "-ldflags=-s -w", "-o", building, "."],
-        cwd=SOURCE,
-        env={**os.environ, "CGO_ENABLED": "0"},
-        capture_output=True,
-        text=True,
-        timeout=BUILD_TIMEOUT_S,
-        check=False,
-    )
-    if built.returncode != 0:
-        raise NoCollectorError(f"go build failed: {built.stderr.strip()[-500:]}")
-    building.replace(binary)
-    return binary
+    return built("otelcol", SOURCE, ("main.go", "go.mod", "go.sum"))
 
 
 class CollectorPart(Part):

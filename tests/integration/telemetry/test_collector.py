@@ -17,10 +17,10 @@ from opentelemetry.trace import Status, StatusCode
 from tests.integration.telemetry.collector import (
     CONFIG,
     CollectorPart,
-    NoCollectorError,
     attributes,
     collector_binary,
 )
+from tests.integration.telemetry.go_build import NoProgramError
 
 PROMPT = "the secret prompt text"
 pytestmark = pytest.mark.timeout(900)  # the first run on a machine builds the collector
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(900)  # the first run on a machine builds the c
 def binary() -> Path:
     try:
         return collector_binary()
-    except NoCollectorError as error:
+    except NoProgramError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))

@@ -22,8 +22,8 @@ import httpx
 import pytest
 from tests.integration.conftest import unique_prefix
 from tests.integration.telemetry.backends import Backend, backend
-from tests.integration.telemetry.collector import NoCollectorError
 from tests.integration.telemetry.edges import GIVEN, REVIEW, Edge, edges_of
+from tests.integration.telemetry.go_build import NoProgramError
 from tests.integration.telemetry.receiver import Received
 from tests.integration.telemetry.review_app import SECRETS
 
@@ -131,7 +131,7 @@ def review(
                 wanted = {edge.of(topics) for edge in REVIEW}
                 eventually(lambda: wanted <= edges_of(review.spans(), GIVEN_SPAN))
                 yield review
-    except NoCollectorError as error:
+    except NoProgramError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))
