@@ -87,7 +87,7 @@ class Project:
             folder=ROOT,
         )
 
-    def up(self, *services: str, profiles: tuple[str, ...] = (), wait_s: int = 300) -> str:
+    def up(self, *services: str, profiles: tuple[str, ...] = (), wait_s: int = 480) -> str:
         """Start and wait until all is healthy; on failure the error holds the logs."""
         try:
             return self.compose(

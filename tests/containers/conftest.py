@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import tempfile
@@ -13,11 +14,16 @@ from uuid import uuid4
 import pytest
 from tests.containers import images
 from tests.containers.compose import Project, compose_command
-from tests.containers.engine import Engine, NoEngineError, running_engine
+from tests.containers.engine import Engine, EngineError, NoEngineError, running_engine
 
 from towline.dev import ports
 
 IMAGE_TIMEOUT_S = 900
+UNREACHABLE = (
+    "(temporary failure in name|name or service not known|dns error|network is unreachable|"
+    "connection refused|certificate_verify_failed|unknownissuer|timed out|tcp connect error|"
+    "from versions: none)"
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,7 +51,7 @@ def bare_engine() -> Generator[Engine]:
         with running_engine(folder / "engine") as engine:
             yield engine
     except NoEngineError as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error)[:400])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -56,7 +62,7 @@ def engine(bare_engine: Engine, compose_ready: Future[list[str]]) -> Engine:
     try:
         images.provide(bare_engine)
     except NoEngineError as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error)[:400])
     return bare_engine
 
 
@@ -64,12 +70,19 @@ def engine(bare_engine: Engine, compose_ready: Future[list[str]]) -> Engine:
 def towline_image(engine: Engine) -> str:
     """Our image, built from this work tree."""
     name = "towline:latest" if engine.is_own else "towline-test:latest"
-    engine.docker(
-        *("build", "--quiet", "--build-arg", f"REVISION={images.revision()}"),
-        *("--tag", name, str(images.ROOT)),
-        timeout_s=IMAGE_TIMEOUT_S,
-        variables={"DOCKER_BUILDKIT": "0"} if engine.is_own else {},
-    )
+    try:
+        engine.docker(
+            *("build", "--quiet", "--build-arg", f"REVISION={images.revision()}", "--tag", name),
+            *(("--network", "host") if engine.is_own else ()),
+            str(images.ROOT),
+            timeout_s=IMAGE_TIMEOUT_S,
+        )
+    except EngineError as error:
+        if re.search(UNREACHABLE, str(error), re.IGNORECASE):
+            pytest.skip(
+                f"what the image is made of cannot be fetched from within a build: {str(error)[-300:]}"
+            )
+        raise
     return name
 
 
@@ -79,7 +92,7 @@ def compose(compose_ready: Future[list[str]]) -> list[str]:
     try:
         return compose_ready.result(IMAGE_TIMEOUT_S)
     except NoEngineError as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error)[:400])
 
 
 @pytest.fixture(scope="module")

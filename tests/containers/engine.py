@@ -93,9 +93,7 @@ def run(
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise EngineError(
-            f"{' '.join(command[:4])} …: no end after {timeout_s:g} s: {error.output}"
-        ) from error
+        raise EngineError(f"{' '.join(command[:4])} …: no end after {timeout_s:g} s") from error
     if check and done.returncode != 0:
         raise EngineError(f"{' '.join(command)}: status {done.returncode}: {done.stdout[-3000:]}")
     return done.stdout.strip()

