@@ -229,6 +229,11 @@ async def test_faststream_subscribers_get_typed_events(kafka_settings: KafkaSett
         await broker.start()
         got = [await asyncio.wait_for(received.get(), TIMEOUT_S) for _ in range(2)]
     assert [event.data.output for event in got] == [{"n": 1}, {"n": 2}]  # pyright: ignore[reportAttributeAccessIssue]
+    assert got[0].time is not None, "the producer gives an event without a time the present one"
     assert got[0] == Event(
-        id="r-1/outcome", source="tests", subject="r-1", data=completed("r-1", {"n": 1}).data
+        id="r-1/outcome",
+        source="tests",
+        subject="r-1",
+        data=completed("r-1", {"n": 1}).data,
+        time=got[0].time,
     )
