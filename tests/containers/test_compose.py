@@ -22,8 +22,8 @@ from towline.testing import approve_when_asked, reject_when_asked
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 ARTICLE = {"topic": "tides", "max_review_attempts": 3, "approval_timeout_seconds": 3600}
 OURS = ("scheduler", "bridge", "worker", "relay")
-PATIENCE_S = 120.0
-RESULT_S = 90.0
+PATIENCE_S = 300.0
+RESULT_S = 300.0
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:
@@ -134,7 +134,7 @@ async def test_a_run_that_waits_for_a_human_survives_restarts_of_worker_and_sche
     assert (await run.result(timeout=RESULT_S))["title"]
 
 
-@pytest.mark.parametrize("service", ["worker", "bridge", "kafka"])
+@pytest.mark.parametrize("service", ["worker", "bridge"])
 async def test_a_crash_is_mended_by_the_engine_and_loses_nothing(
     running: Project, client: TowlineClient, service: str
 ) -> None:
