@@ -99,8 +99,8 @@ def test_no_secret_is_in_an_environment_and_each_service_sees_its_own_only(runni
 
 async def test_publish_reject_approve_consume(client: TowlineClient) -> None:
     run = await client.start("write_article", ARTICLE)
-    await reject_when_asked(run, feedback="say less")
-    await approve_when_asked(run, "HumanApproval~2", approver="ann")
+    await reject_when_asked(run, feedback="say less", timeout_s=RESULT_S)
+    await approve_when_asked(run, "HumanApproval~2", approver="ann", timeout_s=RESULT_S)
 
     output = await run.result(timeout=RESULT_S)
 
@@ -129,7 +129,7 @@ async def test_a_run_that_waits_for_a_human_survives_restarts_of_worker_and_sche
             break
 
     running.compose("restart", "scheduler", "worker", timeout_s=180)
-    await approve_when_asked(run, approver="ann")
+    await approve_when_asked(run, approver="ann", timeout_s=RESULT_S)
 
     assert (await run.result(timeout=RESULT_S))["title"]
 
@@ -151,7 +151,7 @@ async def test_a_crash_is_mended_by_the_engine_and_loses_nothing(
         ),
         f"{service} is back",
     )
-    await approve_when_asked(run, approver="ann")
+    await approve_when_asked(run, approver="ann", timeout_s=RESULT_S)
 
     assert (await run.result(timeout=RESULT_S))["title"]
 
