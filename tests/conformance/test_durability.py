@@ -152,9 +152,12 @@ def test_a_delayed_signal_survives_a_restart_and_keeps_its_time(
     own_hub.worker(entities=[stamp])
     own_server.restart()
 
-    found = eventually(lambda: retrying(lambda: sdk.get_entity(entity)))
+    def state() -> str | None:
+        # The entity is there as soon as a signal waits for it; its state, once the signal was handled.
+        found = retrying(lambda: sdk.get_entity(entity))
+        return found.get_typed_state(str) if found is not None else None
 
-    assert datetime.fromisoformat(found.get_typed_state(str) or "") >= due
+    assert datetime.fromisoformat(eventually(state)) >= due
 
 
 def test_a_timer_that_falls_due_while_the_server_is_down_fires_at_the_start(

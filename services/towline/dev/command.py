@@ -111,7 +111,7 @@ def _serve(
     def on_ready() -> None:
         workspace.remember_ports(stack.ports())
         if env_file is not None:
-            write_atomically(env_file, env_lines({**stack.addresses, **plan.settings}))
+            write_atomically(env_file, env_lines(stack.addresses))
         console.say(summary(stack, env_file))
 
     supervisor = Supervisor(stack, say=lambda text: console.line("dev", text), on_ready=on_ready)
