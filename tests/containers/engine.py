@@ -182,6 +182,9 @@ def _daemon(folder: Path) -> Generator[str]:
         yield host
     finally:
         _stop(daemon, host)
+        # dockerd leaves its own network's name space mounted.
+        space = folder / "exec" / "netns" / "default"
+        subprocess.run(["umount", str(space)], capture_output=True, check=False)
         shutil.rmtree(folder, ignore_errors=True)
 
 
