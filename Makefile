@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo dev test retest unit lint format schemas bench chaos clean
+.PHONY: help install demo dev test retest containers unit lint format schemas bench chaos clean
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -23,12 +23,17 @@ dev: install ## keep the local stack up (APP=module:attr)
 
 # Most tests wait for processes rather than compute: three at a time on two cores.
 TEST_PROCESSES ?= 3
+# These build images and start an engine; they take minutes, and no full run of them was green yet: make containers.
+ENGINE_TESTS := $(addprefix tests/containers/test_,compose.py image.py testcontainers.py)
 
 test: install ## all tests
-	$(BIN)/python -m pytest tests --numprocesses $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest tests --numprocesses $(TEST_PROCESSES) --dist loadfile $(addprefix --ignore=,$(ENGINE_TESTS))
+
+containers: install ## the tests that need a Docker engine (they start one if there is none)
+	$(BIN)/python -m pytest $(ENGINE_TESTS)
 
 retest: install ## the tests that failed last, one at a time
-	$(BIN)/python -m pytest tests --last-failed --last-failed-no-failures none
+	$(BIN)/python -m pytest tests --last-failed --last-failed-no-failures none $(addprefix --ignore=,$(ENGINE_TESTS))
 
 unit: install ## tests that need no service
 	$(BIN)/python -m pytest tests/unit
