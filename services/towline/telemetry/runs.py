@@ -53,10 +53,15 @@ def current_run() -> RunRef | None:
     return _current.get()
 
 
-def bind(run: RunRef) -> None:
-    """Work for `run` from now on, until the task (or the `scope`) ends."""
+def bind(run: RunRef, *, calls_out: bool = True) -> None:
+    """Work for `run` from now on, until the task (or the `scope`) ends.
+
+    Args:
+        run: The run.
+        calls_out: The work may call other services, which are to get the baggage.
+    """
     _current.set(run)
-    if tracing_is_on():
+    if calls_out and tracing_is_on():
         otel_context.attach(_with_baggage(run))
 
 

@@ -87,16 +87,19 @@ def set_up_traces(service_name: str, cleanup: ExitStack) -> None:
     if _disabled() or not (_exports("TRACES") or folder):
         return
     # Imported only when asked for: the exporter costs 100 ms of start-up.
-    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    from towline.telemetry import lean
     from towline.telemetry.runs import RunAttributes
 
-    provider = TracerProvider(resource=_resource(service_name))
+    provider = lean.provider(_resource(service_name))
     provider.add_span_processor(RunAttributes())
     if _exports("TRACES"):
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
+        from towline.telemetry import otlp
+
+        otlp.install()
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     if folder is not None:
         from towline.telemetry.local import FileSpanExporter

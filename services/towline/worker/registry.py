@@ -64,7 +64,7 @@ def hosted(name: str, code: Callable[..., Any], hosting: Hosting) -> Callable[..
         turn = current_turn()
         if turn is not None:
             turn.run = run
-        bind(RunRef(envelope.run_id, envelope.run_type, envelope.session_id))
+        bind(RunRef(envelope.run_id, envelope.run_type, envelope.session_id), calls_out=False)
         run.begin()
         if hosting.take_input is not None:
             user_input = hosting.take_input(user_input, run)

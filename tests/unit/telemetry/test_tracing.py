@@ -6,10 +6,14 @@ import asyncio
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.semconv._incubating.attributes import messaging_attributes
 from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from towline.contracts import tracing
 from towline.contracts.events import Event, RunRequested
@@ -129,3 +133,15 @@ def test_an_outcome_that_was_waited_for_is_linked_with_who_waited(spans: InMemor
     (span, _) = spans.get_finished_spans()
     assert span.name == "process results"
     assert [link.context for link in span.links] == [waiting.get_span_context()]
+
+
+@given(st.from_regex("0[0f]-[0-9a-fA-F]{31,32}-[0-9a-f]{15,16}-[0-9a-f]{2}(-x)?", fullmatch=True))
+@example(f"00-{'0' * 32}-00f067aa0ba902b7-01")
+@example(f"00-{TRACE_ID}-{'0' * 16}-01")
+@example(TRACEPARENT)
+def test_the_short_way_to_read_a_traceparent_reads_as_the_propagator_does(traceparent: str) -> None:
+    theirs = TraceContextTextMapPropagator().extract({"traceparent": traceparent}, context=Context())
+    ours = tracing.context_from(traceparent)
+    assert (
+        trace.get_current_span(ours).get_span_context() == trace.get_current_span(theirs).get_span_context()
+    )

@@ -1,0 +1,210 @@
+"""The SDK's tracer provider with less work a span: what telemetry costs a run is mostly what a span costs.
+
+Same spans, same processors, same exporters; left out is what a role's spans do not need:
+
+- A tracer is found by its name. The SDK builds and hashes a scope for each call, and both Durable Task and
+  Agent Framework ask for their tracer anew with every span.
+- A span that has a parent goes by the parent's flag, as parent-based samplers decide.
+- Attributes are a plain dict; texts, numbers and truth values go in as they are.
+- The span itself is exported, not a copy.
+
+Spans of everybody in the process come from here, so they stay instances of the SDK's classes. A test runs the
+same program with both providers and compares. Private parts of the SDK are used here and in `spans` only.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from time import time_ns
+from typing import Any, Final, Self, cast
+
+from opentelemetry import trace
+from opentelemetry.attributes import BoundedAttributes
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import Span, Tracer, TracerProvider
+from opentelemetry.sdk.trace.sampling import ParentBased
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+
+_SIMPLE: Final = frozenset({str, bool, int, float})
+_ATTRIBUTES_MAX: Final = 128
+"""The SDK's default; with any other limit the SDK's own provider is used."""
+_NO_EVENTS: Final = ()
+_UNSET: Final = Status(StatusCode.UNSET)
+
+
+def provider(resource: Any) -> TracerProvider:
+    """A tracer provider for a role's process, set up by the `OTEL_*` variables."""
+    limited = any(name.startswith("OTEL_") and name.endswith("_LIMIT") for name in os.environ)
+    return TracerProvider(resource=resource) if limited else LeanTracerProvider(resource=resource)
+
+
+class LeanTracerProvider(TracerProvider):
+    """See the module."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._by_name: dict[tuple[str, str | None, str | None], trace.Tracer] = {}
+
+    def get_tracer(  # noqa: D102 — inherited
+        self,
+        instrumenting_module_name: str,
+        instrumenting_library_version: str | None = None,
+        schema_url: str | None = None,
+        attributes: Any = None,
+    ) -> trace.Tracer:
+        if attributes:
+            return super().get_tracer(
+                instrumenting_module_name, instrumenting_library_version, schema_url, attributes
+            )
+        name = (instrumenting_module_name, instrumenting_library_version, schema_url)
+        known = self._by_name.get(name)
+        if known is None:
+            made = super().get_tracer(*name)
+            known = self._by_name[name] = LeanTracer(made) if isinstance(made, Tracer) else made
+        return known
+
+
+class LeanTracer(Tracer):
+    """See the module.
+
+    Args:
+        like: The SDK's tracer of the same name.
+    """
+
+    def __init__(self, like: Tracer) -> None:
+        vars(self).update(vars(like))
+        self._goes_by_parent = isinstance(self.sampler, ParentBased)
+
+    def start_span(  # noqa: D102 — inherited
+        self,
+        name: str,
+        context: Context | None = None,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Mapping[str, Any] | None = None,
+        links: Sequence[Link] | None = (),
+        start_time: int | None = None,
+        record_exception: bool = True,
+        set_status_on_exception: bool = True,
+    ) -> trace.Span:
+        parent = trace.get_current_span(context).get_span_context()
+        if not parent.is_valid or not self._goes_by_parent or not self._is_enabled():
+            # A root, mostly: the sampler decides.
+            return super().start_span(
+                name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception
+            )
+        about = SpanContext(
+            parent.trace_id,
+            self.id_generator.generate_span_id(),
+            is_remote=False,
+            trace_flags=TraceFlags(parent.trace_flags & 3),
+            trace_state=parent.trace_state,
+        )
+        if not parent.trace_flags.sampled:
+            return NonRecordingSpan(about)
+        span = LeanSpan(self, name, about, parent, kind, attributes, links)
+        span.begin(start_time, context)
+        return span
+
+
+class LeanSpan(Span):
+    """See the module."""
+
+    # Shared by all: taken for events and links added later only, which are few.
+    _lock = threading.Lock()
+
+    def __init__(  # the SDK's own does what is to be left out
+        self,
+        tracer: LeanTracer,
+        name: str,
+        context: SpanContext,
+        parent: SpanContext,
+        kind: SpanKind,
+        attributes: Mapping[str, Any] | None,
+        links: Sequence[Link] | None,
+    ) -> None:
+        self._name = name
+        self._context = context
+        self._parent = parent
+        self._kind = kind
+        self._resource = tracer.resource
+        self._instrumentation_info = tracer.instrumentation_info
+        self._instrumentation_scope = tracer._instrumentation_scope  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        self._span_processor = tracer.span_processor
+        self._limits = tracer._span_limits  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        self._start_time = self._end_time = None
+        self._status = _UNSET
+        self._record_exception = self._set_status_on_exception = True
+        self._events: Any = _NO_EVENTS
+        self._links: Any = self._new_links(links) if links else _NO_EVENTS
+        self._plain: dict[str, Any] = {}
+        self._attributes = cast("Any", self._plain)
+        if attributes:
+            self._put(attributes)
+
+    def __new__(cls, *_arguments: Any, **_more: Any) -> Self:
+        """The SDK's has an opinion on who may make spans."""
+        return object.__new__(cls)
+
+    @property
+    def dropped_attributes(self) -> int:
+        """None are, but beyond the limit."""
+        return 0
+
+    def begin(self, start_time: int | None, context: Context | None) -> None:
+        """Tell the processors that it has begun."""
+        self._start_time = time_ns() if start_time is None else start_time
+        self._span_processor.on_start(self, parent_context=context)
+
+    def set_attribute(self, key: str, value: Any) -> None:  # noqa: D102 — inherited
+        self.set_attributes({key: value})
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:  # noqa: D102 — inherited
+        # What an ended span is told comes too late, as in the SDK.
+        if self._end_time is None:
+            self._put(attributes)
+
+    def add_event(  # noqa: D102 — inherited
+        self, name: str, attributes: Any = None, timestamp: int | None = None
+    ) -> None:
+        if self._end_time is None:
+            if self._events is _NO_EVENTS:
+                self._events = self._new_events()
+            super().add_event(name, attributes, timestamp)
+
+    def add_link(self, context: SpanContext, attributes: Any = None) -> None:  # noqa: D102 — inherited
+        if self._end_time is None:
+            if self._links is _NO_EVENTS:
+                self._links = self._new_links(())
+            super().add_link(context, attributes)
+
+    def update_name(self, name: str) -> None:  # noqa: D102 — inherited
+        if self._end_time is None:
+            self._name = name
+
+    def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:  # noqa: D102
+        code = status.status_code if isinstance(status, Status) else status
+        if self._end_time is None and code is not StatusCode.UNSET and not self._is_ok():
+            self._status = status if isinstance(status, Status) else Status(status, description)
+
+    def end(self, end_time: int | None = None) -> None:  # noqa: D102 — inherited
+        if self._end_time is None:
+            processor = self._span_processor
+            processor._on_ending(self)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            self._end_time = time_ns() if end_time is None else end_time
+            processor.on_end(self)
+
+    def _is_ok(self) -> bool:
+        return self._status.status_code is StatusCode.OK
+
+    def _put(self, attributes: Mapping[str, Any]) -> None:
+        plain = self._plain
+        for key, value in attributes.items():
+            if len(plain) >= _ATTRIBUTES_MAX and key not in plain:
+                continue
+            if type(value) in _SIMPLE and key:
+                plain[key] = value
+            else:
+                # The SDK knows which values are allowed, and says so in its log.
+                plain.update(BoundedAttributes(attributes={key: value}, immutable=True))
