@@ -27,7 +27,7 @@ TEST_PROCESSES ?= 3
 ENGINE_TESTS := $(addprefix tests/containers/test_,compose.py image.py testcontainers.py)
 
 test: install ## all tests
-	$(BIN)/python -m pytest tests --numprocesses $(TEST_PROCESSES) --dist loadfile $(addprefix --ignore=,$(ENGINE_TESTS))
+	$(BIN)/python -m pytest tests --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(ENGINE_TESTS))
 
 containers: install ## the tests that need a Docker engine (they start one if there is none)
 	$(BIN)/python -m pytest $(ENGINE_TESTS)

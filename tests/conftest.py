@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # Read by the session's fixtures: a part that runs already is used as it is.
@@ -17,3 +19,30 @@ for _name in [name for name in os.environ if name.startswith(("TOWLINE_", "OTEL_
 # A deadline fails a test because the machine was busy. With CI's profile a failure can be repeated.
 settings.register_profile("towline", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
 settings.load_profile("towline")
+
+# Files of more than half a minute, the longest first: one begun last holds up the end of a parallel run.
+_LONGEST_FIRST = (
+    "integration/worker/test_crashes.py",
+    "chaos/test_short.py",
+    "integration/dev/test_dev_command.py",
+    "integration/telemetry/test_trace.py",
+    "integration/worker/test_dispatchers.py",
+    "integration/testing/test_downstream.py",
+    "integration/relay/test_stream.py",
+    "integration/relay/test_failures.py",
+    "integration/delivery/test_dead_letters.py",
+    "integration/wire/test_kill.py",
+    "conformance/test_growth.py",
+    "integration/delivery/test_consumer.py",
+    "chaos/test_scheduler_kill_loop.py",
+    "integration/dev/test_demo.py",
+    "conformance/test_patience.py",
+    "integration/bridge/test_neighbours_away.py",
+)
+_RANKS = {Path(__file__).parent / name: rank for rank, name in enumerate(_LONGEST_FIRST)}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest; what follows keeps its order, services before units."""
+    units = Path(__file__).parent / "unit"
+    items.sort(key=lambda item: (_RANKS.get(item.path, len(_RANKS)), item.path.is_relative_to(units)))
