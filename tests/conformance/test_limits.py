@@ -104,6 +104,17 @@ def test_an_oversize_input_is_refused_at_the_door(hub: Hub, call: str) -> None:
     assert code in {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INVALID_ARGUMENT}
 
 
+def test_a_message_over_the_receive_limit_is_never_taken_in(hub: Hub) -> None:
+    """The transport has to refuse it: whoever reads it whole to measure it has lost already."""
+    payload = wrappers_pb2.StringValue(value="z" * (64 << 20))
+    request = pb.CreateInstanceRequest(instanceId="large", name="x", input=payload)
+    with pytest.raises(grpc.RpcError) as refused:
+        hub.stub().StartInstance(request, timeout=30)
+
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+    assert "received message larger than max" in refused.value.details().lower()  # type: ignore[attr-defined]
+
+
 def test_a_query_with_large_inputs_comes_in_pages_that_the_client_can_take(hub: Hub) -> None:
     sdk = hub.client()
     made = {sdk.schedule_new_orchestration("nobody", input=LARGE) for _ in range(24)}

@@ -68,6 +68,8 @@ def collect() -> list[Setting]:
                 continue
             for settings in _classes(module):
                 found += _settings(role, settings)
+            if module_name == "towline.scheduler.settings":
+                found += _scheduler_settings(role, module)
     return [*found, *COMMAND_LINE]
 
 
@@ -92,6 +94,14 @@ def _settings(role: str, settings: type[BaseSettings]) -> Iterator[Setting]:
             _default(field.default),
             field.description or "",
             is_secret="SecretStr" in str(field.annotation),
+        )
+
+
+def _scheduler_settings(role: str, module: ModuleType) -> Iterator[Setting]:
+    # Plain dataclass fields, so that the server starts without pydantic.
+    for variable in module.variables():
+        yield Setting(
+            role, variable.name, _default(variable.default), variable.description, variable.is_secret
         )
 
 

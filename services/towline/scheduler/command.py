@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -16,14 +15,13 @@ import grpc
 import typer
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
-from pydantic import ValidationError
 
 from towline.scheduler import logs
+from towline.scheduler.server import loop
 from towline.scheduler.server.app import Server, serve
-from towline.scheduler.settings import ConfigurationError, SchedulerSettings
+from towline.scheduler.settings import ConfigurationError, SchedulerSettings, descriptions
 from towline.scheduler.store.database import FILE_NAME
 from towline.scheduler.store.database import backup as copy_database
 from towline.scheduler.store.errors import StoreError
@@ -37,8 +35,11 @@ _log = logging.getLogger("towline.scheduler")
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
+_DESCRIPTIONS: Final = descriptions()
+
+
 def _help(name: str) -> str:
-    return SchedulerSettings.model_fields[name].description or ""
+    return _DESCRIPTIONS[name]
 
 
 def _option(name: str) -> Any:
@@ -85,15 +86,10 @@ def run(
         "max_work_item_bytes": max_work_item_bytes,
         "max_history_events": max_history_events,
     }
-    given = {name: value for name, value in options.items() if value is not None}
     logs.configure(log_level)
     try:
-        settings = SchedulerSettings(**given)
-        asyncio.run(serve(settings, lambda server: _ready(server, settings)))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = "-".join(map(str, problem["loc"])) or "token_file"
-        _fail(f"--{field.replace('_', '-')}: {problem['msg'].removeprefix('Value error, ')}")
+        settings = SchedulerSettings.read(options)
+        loop.run(serve(settings, lambda server: _ready(server, settings)))
     except (ConfigurationError, StoreError) as error:
         _fail(str(error))
 
@@ -157,6 +153,10 @@ def stats(
     ca: _Ca = None,
 ) -> None:
     """Print figures about a running server as JSON."""
+    from google.protobuf.json_format import (
+        MessageToDict,  # takes a tenth of the server's start, and is for this only
+    )
+
     struct = Struct.FromString(_call(address, "GetStats", Empty(), token=token, ca=ca))
     typer.echo(json.dumps(MessageToDict(struct), indent=2, sort_keys=True))
 
@@ -170,10 +170,10 @@ def backup(
     ] = None,
 ) -> None:
     """Copy the database as of one moment, while the server runs or not."""
-    source = (data or SchedulerSettings().data) / FILE_NAME
     try:
-        size = copy_database(source, destination)
-    except StoreError as error:
+        folder = data or SchedulerSettings.read({}).data
+        size = copy_database(folder / FILE_NAME, destination)
+    except (ConfigurationError, StoreError) as error:
         _fail(str(error))
         return
     typer.echo(f"{destination}: {size} bytes")

@@ -18,6 +18,8 @@ import grpc
 import pytest
 from durabletask import task
 from durabletask.client import OrchestrationStatus, TaskHubGrpcClient
+from durabletask.internal import orchestrator_service_pb2 as pb
+from durabletask.internal.orchestrator_service_pb2_grpc import TaskHubSidecarServiceStub
 from durabletask.worker import TaskHubGrpcWorker
 
 COMMAND = (sys.executable, "-m", "towline.scheduler")
@@ -191,3 +193,14 @@ def test_a_second_server_on_the_folder_is_refused(server: Process, tmp_path: Pat
 
     assert ended.returncode == 2
     assert "in use by another scheduler" in ended.stderr
+
+
+def test_a_caller_may_compress(server: Process) -> None:
+    with grpc.insecure_channel(server.address, compression=grpc.Compression.Gzip) as channel:
+        stub = TaskHubSidecarServiceStub(channel)
+        request = pb.CreateInstanceRequest(instanceId="run", name="x", input={"value": "a" * 20_000})
+        stub.StartInstance(request, timeout=10)
+        answer = stub.GetInstance(
+            pb.GetInstanceRequest(instanceId="run", getInputsAndOutputs=True), timeout=10
+        )
+    assert answer.orchestrationState.input.value == "a" * 20_000

@@ -113,7 +113,6 @@ def add_activity(
         failure = events.too_large(f"input of activity '{task.name}'", len(request), limit)
         changes.post(instance, events.task_failed(now, task_id, failure), MessageKind.RESULT)
         return
-    instance.has_work = True
     activity = Activity(
         row=world.next_row(),
         hub=instance.hub,
@@ -143,7 +142,7 @@ def add_timer(
 ) -> None:
     """Set the timer of a ``timerCreated`` event."""
     fire_at = wire.micros(created.fireAt)
-    instance.has_work = True
+    instance.has_timers = True
     changes.add_timer(
         Timer(
             row=world.next_row(),

@@ -70,7 +70,8 @@ class Changes:
         self.pin(instance)
         instance.deleted = True
         self.clear_history(instance)
-        self.drop_work(instance)
+        self.drop_activities(instance)
+        self.drop_timers(instance)
         self.clear_inbox(instance)
         self.rows.append(("delete_instance", (instance.row,)))
         self.removed.append(instance)
@@ -124,9 +125,12 @@ class Changes:
         instance.history_seq = instance.history_bytes = instance.history_events = 0
         instance.chunks = []
 
-    def drop_work(self, instance: Instance) -> None:
-        """Delete the instance's timers and activities that have no result yet."""
+    def drop_activities(self, instance: Instance) -> None:
+        """Delete the instance's activities that have no result yet."""
         self.rows.append(("delete_activities_of", (instance.row,)))
+
+    def drop_timers(self, instance: Instance) -> None:
+        """Delete the instance's timers."""
         self.rows.append(("delete_timers_of", (instance.row,)))
 
     def add_activity(self, activity: Activity) -> None:

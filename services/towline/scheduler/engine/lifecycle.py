@@ -63,7 +63,7 @@ def create(
     changes.create(instance)
     changes.post(instance, first, MessageKind.RESULT)
     if instance.start_at is not None:
-        instance.has_work = True
+        instance.has_timers = True
         changes.add_timer(
             Timer(
                 world.next_row(),
@@ -177,12 +177,15 @@ def start_child(
 def stop_work(changes: Changes, world: World, instance: Instance, now: int) -> None:
     """Take back everything that an execution has under way: turn, activities, timers, locks."""
     instance.turn = None
-    if instance.has_work:
-        for activity in world.activities(instance):
+    activities = world.activities(instance)
+    if activities:
+        for activity in activities:
             activity.done = True
             world.close_activity(activity)
-        changes.drop_work(instance)
-        instance.has_work = False
+        changes.drop_activities(instance)
+    if instance.has_timers:
+        changes.drop_timers(instance)
+        instance.has_timers = False
     entities.release_all(changes, world, instance, now)
 
 

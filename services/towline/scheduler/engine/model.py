@@ -124,8 +124,8 @@ class Instance:
     chunks: list[bytes] | None = None
     """History as encoded ``pastEvents`` fields; None if it has to be read."""
     turn: Turn | None = None
-    has_work: bool = False
-    """It may have activities or timers to clear away when it ends."""
+    has_timers: bool = False
+    """It may have timers to clear away when it ends."""
     losses: int = 0
     """Turns in a row that were lost with their worker."""
     deleted: bool = False

@@ -12,8 +12,8 @@ from towline.scheduler.server.dispatch import Kind, Stream, Work
 if TYPE_CHECKING:
     from towline.scheduler.server.runtime import Runtime
 
-_LEASE_MARK_S = 0.05
-"""Time within which the note that work was handed out is written, when nothing else is."""
+_NOTE_AFTER_S = 0.05
+"""Time after which it is noted in the file that work was handed out. Most is answered sooner."""
 
 
 class Handouts:
@@ -22,6 +22,8 @@ class Handouts:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._out: dict[str, tuple[Stream, Work]] = {}
+        self._unnoted: list[str] = []
+        """Tokens of activities and batches that went out lately."""
         self._encoders: dict[Kind, Callable[[Work], bytes | None]] = {
             Kind.ORCHESTRATION: self._encode_turn,
             Kind.ACTIVITY: self._encode_activity,
@@ -64,10 +66,7 @@ class Handouts:
         activity.attempt += 1
         work.token = runtime.tokens.activity(activity.row, activity.attempt)
         work.lease_s = runtime.leases.activity_s
-        # Written with the next commit, not waited for: if it gets lost, the activity is handed out again
-        # without the grace for a worker that is out of sight.
-        runtime.journal.changes.rows.append(("lease_activity", (1, activity.attempt, activity.row)))
-        runtime.journal.kick_later(_LEASE_MARK_S)
+        self._note_later(work.token)
         return wire.activity_item(request, work.token.encode())
 
     def _encode_batch(self, work: Work) -> bytes | None:
@@ -85,9 +84,32 @@ class Handouts:
             return None
         work.token = entity.batch.token
         work.lease_s = runtime.leases.entity_s
-        runtime.journal.changes.rows.append(("lease_entity", (1, entity.attempt, entity.row)))
-        runtime.journal.kick_later(_LEASE_MARK_S)
+        self._note_later(work.token)
         return data
+
+    def _note_later(self, token: str) -> None:
+        # Not waited for: without the note, work goes out again after a restart without the grace for a worker
+        # that is out of sight.
+        if not self._unnoted:
+            self._runtime.loop.call_later(_NOTE_AFTER_S, self._note)
+        self._unnoted.append(token)
+
+    def _note(self) -> None:
+        tokens, self._unnoted = self._unnoted, []
+        journal = self._runtime.journal
+        for token in tokens:
+            held = self._out.get(token)
+            if held is None:
+                continue
+            subject = held[1].subject
+            if isinstance(subject, Activity):
+                journal.changes.rows.append(("lease_activity", (1, subject.attempt, subject.row)))
+            else:
+                entity = self._runtime.world.entity(*subject)
+                if entity.batch is not None:
+                    journal.changes.rows.append(("lease_entity", (1, entity.attempt, entity.row)))
+        if journal.changes.rows:
+            journal.kick()
 
     def take(self, token: str) -> tuple[Stream, Work] | None:
         """A worker is done with what it has under ``token``: it has room again."""
@@ -103,3 +125,4 @@ class Handouts:
     def clear(self) -> None:
         """Forget everything."""
         self._out.clear()
+        self._unnoted.clear()

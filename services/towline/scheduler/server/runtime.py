@@ -41,9 +41,6 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 DEFAULT_HUB = "default"
-_LEASE_MARK_S = 0.05
-"""Time within which the note that work was handed out is written, when nothing else is."""
-_BACKOFF_S = (0.2, 30.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

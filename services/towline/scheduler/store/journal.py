@@ -60,7 +60,6 @@ class Journal:
         self._committing: _Batch | None = None
         self._scheduled = False
         self._doomed: BaseException | None = None
-        self._delayed: asyncio.TimerHandle | None = None
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="scheduler-commit", daemon=True)
         self._thread.start()
@@ -81,15 +80,6 @@ class Journal:
             self._scheduled = True
             # After everything that is ready in this turn of the loop: that is the group.
             self._loop.call_soon(self._flush)
-
-    def kick_later(self, delay_s: float) -> None:
-        """Commit within ``delay_s`` seconds, with whatever else comes along."""
-        if self._delayed is None:
-            self._delayed = self._loop.call_later(delay_s, self._late)
-
-    def _late(self) -> None:
-        self._delayed = None
-        self.kick()
 
     async def commit(self) -> None:
         """Wait until all changes made so far are on disk.
@@ -204,7 +194,5 @@ class Journal:
 
     def close(self) -> None:
         """Stop the thread. Changes not committed are lost; :meth:`commit` first."""
-        if self._delayed is not None:
-            self._delayed.cancel()
         self._queue.put(None)
         self._thread.join()

@@ -52,7 +52,7 @@ def instance_of(row: tuple[Any, ...]) -> Instance:
         history_bytes=row[23],
         history_seq=row[24],
         locks=json.loads(row[25]) if row[25] else {},
-        has_work=row[6] not in TERMINAL,
+        has_timers=row[6] not in TERMINAL,
     )
 
 
