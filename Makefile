@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo dev test retest containers unit lint format schemas bench chaos clean
+.PHONY: help install demo dev test retest containers unit lint format schemas peers bench chaos clean
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -51,6 +51,9 @@ format: install ## format and mend what ruff can
 
 schemas: install ## write contracts/schemas, contracts/asyncapi.yaml from the models
 	$(BIN)/python -m towline.contracts.schemas
+
+peers: install ## fetch the systems that the benchmarks compare with, into the user's cache
+	$(BIN)/python benchmarks/install.py
 
 bench: install ## the short benchmarks
 	$(BIN)/python benchmarks/run.py --short

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from agent_framework import Agent
 
-from towline.testing.scripted import Rule, ScriptedChatClient
+from towline.testing.scripted import ModelCall, Reply, Rule, ScriptedChatClient
 
 AGENT_NAME = "Answerer"
-MODEL_MS_VARIABLE = "BENCH_MODEL_MS"
 
 
-def latency_s() -> float:
-    """How long the model takes, in seconds (`BENCH_MODEL_MS`)."""
-    return int(os.environ.get(MODEL_MS_VARIABLE, "0")) / 1000
+def message(model_ms: int, number: int) -> str:
+    """A message that the model takes `model_ms` to answer: one started system serves every workload."""
+    return f"message {model_ms}:{number}"
+
+
+def latency_s(text: str) -> float:
+    """How long the model takes to answer `message`, in seconds."""
+    return int(text.removeprefix("message ").partition(":")[0]) / 1000
+
+
+def expected(text: str) -> str:
+    """What the agent answers."""
+    return f"echo: {text}"
+
+
+def _answer(call: ModelCall) -> Reply:
+    return Reply(text=expected(call.text), delay_s=latency_s(call.text))
 
 
 def make_agent() -> Agent[Any]:
     """An agent that answers ``echo: <message>``."""
-    client = ScriptedChatClient(Rule(lambda call: f"echo: {call.text}"), delay_s=latency_s())
-    return Agent(client=client, name=AGENT_NAME, instructions="Answer.")
-
-
-def expected(message: str) -> str:
-    """What the agent answers."""
-    return f"echo: {message}"
+    return Agent(client=ScriptedChatClient(Rule(_answer)), name=AGENT_NAME, instructions="Answer.")

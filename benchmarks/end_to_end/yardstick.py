@@ -10,7 +10,7 @@ import asyncio
 import time
 from typing import Final
 
-from benchmarks.end_to_end.job import make_agent
+from benchmarks.end_to_end.job import make_agent, message
 
 _TURNS: Final = 150
 AT_REST_MS: Final = 0.33
@@ -20,7 +20,7 @@ AT_REST_MS: Final = 0.33
 async def _turns(count: int) -> None:
     agent = make_agent()
     for _ in range(count):
-        stream = agent.run("message", stream=True)
+        stream = agent.run(message(0, 1), stream=True)
         async for _update in stream:
             pass
         await stream.get_final_response()

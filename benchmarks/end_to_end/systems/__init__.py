@@ -5,9 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.end_to_end.systems.base import System
+from benchmarks.end_to_end.systems.calfkit import Calfkit, CalfkitTuned
+from benchmarks.end_to_end.systems.dbos import Dbos, DbosTuned
+from benchmarks.end_to_end.systems.restate import Restate, RestateTuned
 from benchmarks.end_to_end.systems.straightforward import Straightforward
+from benchmarks.end_to_end.systems.temporal import Temporal, TemporalTuned
 from benchmarks.end_to_end.systems.towline import Towline
 
-SYSTEMS: Mapping[str, type[System]] = {system.name: system for system in (Towline, Straightforward)}
+SYSTEMS: Mapping[str, type[System]] = {
+    system.name: system
+    for system in (
+        Towline,
+        Straightforward,
+        Restate,
+        RestateTuned,
+        Dbos,
+        DbosTuned,
+        Calfkit,
+        CalfkitTuned,
+        Temporal,
+        TemporalTuned,
+    )
+}
 
 __all__ = ["SYSTEMS", "System"]

@@ -9,6 +9,12 @@ from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
 
 Kind = Literal["answer", "approved_answer"]
+PARTITIONS = 12
+"""Of each topic, in every system: the contract's number."""
+
+
+class StartError(Exception):
+    """A system could not be started; the message says which process and what it said last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +39,28 @@ class Said:
 
 
 class System(ABC):
-    """One system under measurement, with a Kafka of its own. A context manager."""
+    """One system under measurement on a Kafka that all share. A context manager."""
 
     name: ClassVar[str]
     about: ClassVar[str]
-    """How it was built, and what in it is durable."""
+    """How it was built."""
+    durable: ClassVar[str]
+    """What in it survives a crash."""
+    refuses: ClassVar[Mapping[str, str]] = {}
+    """Workloads that it cannot do, with the reason."""
 
-    def __init__(self, model_ms: int) -> None:
-        self.model_ms = model_ms
+    def __init__(self, bootstrap: str) -> None:
+        """Make it, without starting it.
 
-    @property
-    @abstractmethod
-    def bootstrap(self) -> str:
-        """Kafka's address."""
+        Args:
+            bootstrap: Kafka's address.
+        """
+        self.bootstrap = bootstrap
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """What it would need on this machine and is not there; None: it can run."""
+        return None
 
     @property
     @abstractmethod
@@ -55,12 +70,16 @@ class System(ABC):
     @property
     @abstractmethod
     def processes(self) -> Mapping[str, int]:
-        """Ids of all its processes by name, with Kafka's."""
+        """Ids of all its processes by name; a process's children count with it."""
 
     @property
-    @abstractmethod
     def own(self) -> Sequence[str]:
         """Names of the processes that count as the system's cost: all but Kafka and Redis."""
+        return tuple(self.processes)
+
+    def stored_kb(self) -> Mapping[str, float]:
+        """Kilobytes that it keeps of its runs now, by place; empty: not known."""
+        return {}
 
     @abstractmethod
     def request(self, run_id: str, kind: Kind, message: str) -> Message:

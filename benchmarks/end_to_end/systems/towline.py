@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from benchmarks.end_to_end.job import MODEL_MS_VARIABLE
-from benchmarks.end_to_end.systems.base import Kind, Message, Said, System
+from benchmarks.end_to_end.systems.base import PARTITIONS, Kind, Message, Said, System
+from redis import Redis
 
 from towline.contracts.cloudevents import encode
 from towline.contracts.events import ApprovalDecided, Event, EventData, RunRequested
@@ -22,24 +21,25 @@ class Towline(System):
 
     name = "towline"
     about = (
-        "`towline dev`'s stack: bridge, worker, relay, scheduler, one process each, log level WARNING. "
-        "Durable: every step (SQLite, fsynced by group commit), commands and outcomes (Kafka, acks=all)."
+        "`towline dev`'s stack: bridge, worker, relay, scheduler, one process each, log level WARNING; "
+        "an upstream-style module. Streams every answer besides, which none of the others does."
     )
+    durable = "every step (SQLite, fsynced by group commit), commands and outcomes (Kafka, acks=all)"
+    settings: ClassVar[Mapping[str, str]] = {}
+    """More `TOWLINE_*` variables."""
 
-    def __init__(self, model_ms: int) -> None:
-        super().__init__(model_ms)
+    def __init__(self, bootstrap: str) -> None:
+        super().__init__(bootstrap)
         self._folder = tempfile.TemporaryDirectory(prefix="towline-bench-")
         self._stack = Stack(
             StackPlan(
                 data=Path(self._folder.name),
                 app="benchmarks.end_to_end.towline_app:setup_worker",
-                settings={"TOWLINE_LOG_LEVEL": "WARNING"},
+                given={"TOWLINE_KAFKA_BOOTSTRAP": bootstrap},
+                settings={"TOWLINE_LOG_LEVEL": "WARNING", **self.settings},
+                partitions=PARTITIONS,
             )
         )
-
-    @property
-    def bootstrap(self) -> str:
-        return self._stack.kafka.bootstrap
 
     @property
     def listens(self) -> Sequence[str]:
@@ -48,7 +48,7 @@ class Towline(System):
 
     @property
     def processes(self) -> Mapping[str, int]:
-        return {part.name: part.pid for part in self._stack.parts if part.pid is not None}
+        return {part.name: part.pid for part in self._stack.parts}
 
     @property
     def own(self) -> Sequence[str]:
@@ -72,12 +72,20 @@ class Towline(System):
         return None
 
     def start(self) -> None:
-        os.environ[MODEL_MS_VARIABLE] = str(self.model_ms)
         self._stack.start()
 
     def stop(self) -> None:
         self._stack.stop()
         self._folder.cleanup()
+
+    def stored_kb(self) -> Mapping[str, float]:
+        """The scheduler's files, Valkey's memory."""
+        files = (Path(self._folder.name) / "scheduler" / "data").rglob("*")
+        disk = sum(file.stat().st_size for file in files if file.is_file())
+        client_class: Any = Redis  # its methods have no types
+        with client_class.from_url(self._stack.redis_url) as client:
+            memory: dict[str, int] = client.info("memory")
+        return {"disk": disk / 1024, "redis": memory["used_memory"] / 1024}
 
     def _message(self, data: EventData, event_id: str) -> Message:
         record = encode(Event(id=event_id, source="bench", data=data))

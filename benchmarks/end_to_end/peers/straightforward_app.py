@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 from agent_framework_durabletask import DurableAIAgentOrchestrationContext, DurableAIAgentWorker
 from benchmarks.end_to_end.job import AGENT_NAME, make_agent
+from benchmarks.end_to_end.peers.says import ANSWERS, APPROVED, DECISIONS, KAFKA, SAYS, say_ready
 from durabletask.client import AsyncTaskHubGrpcClient
 from durabletask.task import ActivityContext, OrchestrationContext, Task
 from durabletask.worker import ConcurrencyOptions, TaskHubGrpcWorker
@@ -20,7 +19,7 @@ from faststream.kafka import KafkaBroker
 
 _BACKEND = f"localhost:{os.environ['BENCH_BACKEND_PORT']}"
 
-broker = KafkaBroker(os.environ["BENCH_KAFKA"], logger=None)
+broker = KafkaBroker(KAFKA, logger=None)
 app = FastStream(broker, logger=None)
 quiet = logging.getLogger("quiet")
 quiet.setLevel(logging.WARNING)
@@ -28,18 +27,25 @@ client = AsyncTaskHubGrpcClient(host_address=_BACKEND, logger=quiet)
 loop: asyncio.AbstractEventLoop
 
 
-@broker.subscriber("bench.requests", group_id="requests", auto_offset_reset="earliest")
-async def on_request(body: dict[str, Any]) -> None:
-    await client.schedule_new_orchestration(body["kind"], input=body["message"], instance_id=body["run_id"])
+@broker.subscriber(ANSWERS, group_id="answers", auto_offset_reset="earliest")
+async def on_answer(body: dict[str, Any]) -> None:
+    await client.schedule_new_orchestration("answer", input=body["message"], instance_id=body["run_id"])
 
 
-@broker.subscriber("bench.approvals", group_id="approvals", auto_offset_reset="earliest")
+@broker.subscriber(APPROVED, group_id="approved", auto_offset_reset="earliest")
+async def on_approved_answer(body: dict[str, Any]) -> None:
+    await client.schedule_new_orchestration(
+        "approved_answer", input=body["message"], instance_id=body["run_id"]
+    )
+
+
+@broker.subscriber(DECISIONS, group_id="decisions", auto_offset_reset="earliest")
 async def on_decision(body: dict[str, Any]) -> None:
     await client.raise_orchestration_event(body["run_id"], "HumanApproval", data=body)
 
 
 def say(context: ActivityContext, message: dict[str, Any]) -> None:
-    sending = broker.publish({"run_id": context.orchestration_id, **message}, topic="bench.says")
+    sending = broker.publish({"run_id": context.orchestration_id, **message}, topic=SAYS)
     asyncio.run_coroutine_threadsafe(sending, loop).result()
 
 
@@ -70,7 +76,7 @@ async def main() -> None:
         worker.add_orchestrator(orchestrator)
     worker.add_activity(say)
     worker.start()
-    app.after_startup(Path(sys.argv[1]).touch)
+    app.after_startup(say_ready)
     await app.run()
 
 

@@ -1,0 +1,135 @@
+"""The load generator: publishes requests, reads what a system says, checks every answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from benchmarks.end_to_end.job import expected
+from benchmarks.end_to_end.systems.base import Message, System
+
+SILENCE_S: Final = 60.0
+"""No answer for this long: what is missing is lost."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    asks: dict[str, str] = field(default_factory=dict[str, str])
+    outputs: dict[str, Any] = field(default_factory=dict[str, Any])
+    at: dict[str, float] = field(default_factory=dict[str, float])
+    times: Counter[str] = field(default_factory=Counter[str])
+
+
+class Load:
+    """Publishes requests and reads what a system says. Belongs to one event loop."""
+
+    def __init__(self, system: System, kafka_pid: int, producer: Any, consumer: Any) -> None:
+        self.system = system
+        self.kafka_pid = kafka_pid
+        self._producer = producer
+        self._consumer = consumer
+        self._seen = _Seen()
+        self._news = asyncio.Condition()
+
+    async def read(self) -> None:
+        """Read until cancelled."""
+        while True:
+            for records in (await self._consumer.getmany(timeout_ms=500)).values():
+                for record in records:
+                    self._note(record)
+            async with self._news:
+                self._news.notify_all()
+
+    def _note(self, record: Any) -> None:
+        said = self.system.read(record)
+        if said is None:
+            return
+        if said.asks is not None:
+            self._seen.asks[said.run_id] = said.asks
+            return
+        self._seen.times[said.run_id] += 1
+        self._seen.outputs.setdefault(said.run_id, said.output)
+        self._seen.at.setdefault(said.run_id, time.perf_counter())
+
+    async def publish(self, messages: Iterable[Message]) -> None:
+        """Hand all over, then wait for the acknowledgements."""
+        sent = [
+            await self._producer.send(
+                message.topic, value=message.value, key=message.key, headers=list(message.headers)
+            )
+            for message in messages
+        ]
+        await asyncio.gather(*sent)
+
+    async def answered(self, run_ids: Iterable[str]) -> None:
+        """Wait for the outcome of each, or for silence."""
+        await self._until(lambda missing: missing - self._seen.outputs.keys(), set(run_ids))
+
+    async def asked(self, run_ids: Iterable[str]) -> dict[str, str]:
+        """Wait until each asks for a decision; the approvals by run."""
+        wanted = set(run_ids)
+        await self._until(lambda missing: missing - self._seen.asks.keys(), wanted)
+        return {run_id: self._seen.asks[run_id] for run_id in wanted & self._seen.asks.keys()}
+
+    async def _until(self, left: Callable[[set[str]], set[str]], missing: set[str]) -> None:
+        async with self._news:
+            last, since = len(missing) + 1, time.monotonic()
+            while missing := left(missing):
+                if len(missing) < last:
+                    last, since = len(missing), time.monotonic()
+                if time.monotonic() - since > SILENCE_S:
+                    return
+                await self._news.wait()
+
+    def answered_at(self, run_id: str) -> float | None:
+        """When the outcome was read (`time.perf_counter`)."""
+        return self._seen.at.get(run_id)
+
+    def check(self, messages: Mapping[str, str]) -> tuple[int, int, int]:
+        """How many outcomes are missing, came more than once, are wrong."""
+        seen = self._seen
+        lost = sum(run_id not in seen.outputs for run_id in messages)
+        duplicates = sum(seen.times[run_id] - 1 for run_id in messages if run_id in seen.outputs)
+        wrong = sum(
+            run_id in seen.outputs and seen.outputs[run_id] != expected(message)
+            for run_id, message in messages.items()
+        )
+        return lost, duplicates, wrong
+
+    def forget(self, run_ids: Iterable[str]) -> None:
+        """Drop what was noted about runs that were checked, so that long tests don't grow."""
+        for run_id in run_ids:
+            for noted in (self._seen.asks, self._seen.outputs, self._seen.at, self._seen.times):
+                noted.pop(run_id, None)
+
+
+@asynccontextmanager
+async def load(system: System, kafka_pid: int) -> AsyncGenerator[Load]:
+    """A load generator that listens from now on."""
+    # aiokafka's methods have no types.
+    producer: Any = AIOKafkaProducer(bootstrap_servers=system.bootstrap, acks="all")
+    consumer: Any = AIOKafkaConsumer(bootstrap_servers=system.bootstrap, auto_offset_reset="earliest")
+    await producer.start()
+    await consumer.start()
+    reading: asyncio.Task[None] | None = None
+    try:
+        partitions = [
+            TopicPartition(topic, number)
+            for topic in system.listens
+            for number in await producer.partitions_for(topic)
+        ]
+        consumer.assign(partitions)
+        generator = Load(system, kafka_pid, producer, consumer)
+        reading = asyncio.create_task(generator.read())
+        yield generator
+    finally:
+        if reading is not None:
+            reading.cancel()
+        await consumer.stop()
+        await producer.stop()

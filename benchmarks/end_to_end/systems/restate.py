@@ -1,0 +1,106 @@
+"""Restate: its server with its Kafka subscriptions, and a Python service behind Hypercorn."""
+
+from __future__ import annotations
+
+import json
+from typing import ClassVar
+
+from benchmarks.end_to_end import installed
+from benchmarks.end_to_end.systems.peer import Peer, http_ok, post_json
+
+from towline.dev import ports
+
+_CLUSTER = "bench"
+
+
+class Restate(Peer):
+    """Two processes: the server (one binary), the service."""
+
+    name = "restate"
+    about = (
+        "Restate's server as installed, its Kafka subscriptions, its Python SDK behind Hypercorn with one "
+        "worker; agent call and publish are steps (`ctx.run_typed`), approvals a workflow's durable promise."
+    )
+    durable = "every step (its log in RocksDB, fsynced), Kafka offsets with the invocation"
+    settings: ClassVar[str] = ""
+    """More of the server's configuration, TOML."""
+
+    @classmethod
+    def missing(cls) -> str | None:
+        if installed.restate_server() is None:
+            return f"Restate's server is not installed: {installed.INSTALL_HINT}"
+        if not installed.has_package("restate"):
+            return f"restate-sdk is not installed: {installed.INSTALL_HINT}"
+        return None
+
+    def launch(self) -> None:
+        binary = installed.restate_server()
+        assert binary is not None
+        node, admin, ingress, service = (ports.lease(None) for _ in range(4))
+        configuration = self.data / "restate.toml"
+        configuration.write_text(
+            "\n".join(
+                (
+                    f"base-dir = {json.dumps(str(self.data / 'data'))}",
+                    'bind-ip = "127.0.0.1"',
+                    f"bind-port = {node}",
+                    'listen-mode = "tcp"',
+                    'log-filter = "warn"',
+                    "disable-telemetry = true",
+                    self.settings,
+                    "[admin]",
+                    f"bind-port = {admin}",
+                    "[ingress]",
+                    f"bind-port = {ingress}",
+                    "[[ingress.kafka-clusters]]",
+                    f'name = "{_CLUSTER}"',
+                    f"brokers = {json.dumps([self.bootstrap])}",
+                )
+            )
+        )
+        self.spawn(
+            "server",
+            [binary, "--no-logo", "--config-file", configuration],
+            ready=lambda: http_ok(f"http://127.0.0.1:{admin}/health"),
+        )
+        url = f"http://127.0.0.1:{service}"
+        self.spawn(
+            "service",
+            [
+                installed.python(),
+                *("-m", "hypercorn", "--bind", f"127.0.0.1:{service}", *self.hypercorn()),
+                "benchmarks.end_to_end.peers.restate_app:app",
+            ],
+            ready=lambda: http_ok(f"{url}/health"),
+            env=installed.python_environment(),
+        )
+        base = f"http://127.0.0.1:{admin}"
+        post_json(f"{base}/deployments", {"uri": url})
+        for topic, handler in (
+            ("answer", "answers/answer"),
+            ("approved_answer", "approved/run"),
+            ("decisions", "approved/decide"),
+        ):
+            post_json(
+                f"{base}/subscriptions",
+                {
+                    "source": f"kafka://{_CLUSTER}/{self.topics}.{topic}",
+                    "sink": f"service://{handler}",
+                    "options": {"auto.offset.reset": "earliest"},
+                },
+            )
+
+    def hypercorn(self) -> tuple[str, ...]:
+        """More of Hypercorn's options."""
+        return ()
+
+
+class RestateTuned(Restate):
+    """By its documentation's advice for small machines: fewer partitions; Hypercorn on uvloop."""
+
+    name = "restate-tuned"
+    about = "As restate, with four partitions in place of 24, and Hypercorn on uvloop."
+    settings = "default-num-partitions = 4"
+
+    def hypercorn(self) -> tuple[str, ...]:
+        return ("--worker-class", "uvloop")
