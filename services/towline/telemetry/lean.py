@@ -24,20 +24,26 @@ from opentelemetry import trace
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Span, Tracer, TracerProvider
-from opentelemetry.sdk.trace.sampling import ParentBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 _SIMPLE: Final = frozenset({str, bool, int, float})
+_INTERNAL_METRICS: Final = "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED"
 _ATTRIBUTES_MAX: Final = 128
 """The SDK's default; with any other limit the SDK's own provider is used."""
 _NO_EVENTS: Final = ()
 _UNSET: Final = Status(StatusCode.UNSET)
 
 
+def suffices() -> bool:
+    """Whether the environment asks for nothing that only the SDK's own way has: limits, its own metrics."""
+    limited = any(name.startswith("OTEL_") and name.endswith("_LIMIT") for name in os.environ)
+    return not limited and os.environ.get(_INTERNAL_METRICS, "").lower() != "true"
+
+
 def provider(resource: Any) -> TracerProvider:
     """A tracer provider for a role's process, set up by the `OTEL_*` variables."""
-    limited = any(name.startswith("OTEL_") and name.endswith("_LIMIT") for name in os.environ)
-    return TracerProvider(resource=resource) if limited else LeanTracerProvider(resource=resource)
+    return LeanTracerProvider(resource=resource) if suffices() else TracerProvider(resource=resource)
 
 
 class LeanTracerProvider(TracerProvider):
@@ -75,7 +81,7 @@ class LeanTracer(Tracer):
 
     def __init__(self, like: Tracer) -> None:
         vars(self).update(vars(like))
-        self._goes_by_parent = isinstance(self.sampler, ParentBased)
+        self._goes_by_parent = _goes_by_parent(self.sampler)
 
     def start_span(  # noqa: D102 — inherited
         self,
@@ -104,15 +110,29 @@ class LeanTracer(Tracer):
         if not parent.trace_flags.sampled:
             return NonRecordingSpan(about)
         span = LeanSpan(self, name, about, parent, kind, attributes, links)
+        span.note_exceptions(record=record_exception, fails=set_status_on_exception)
         span.begin(start_time, context)
         return span
+
+
+def _goes_by_parent(sampler: Any) -> bool:
+    """Whether a span with a parent is sampled just if its parent is."""
+    if not isinstance(sampler, ParentBased) or type(sampler).should_sample is not ParentBased.should_sample:
+        return False
+    chosen = vars(sampler)
+    return all(
+        chosen.get(f"_{place}_parent_sampled") is ALWAYS_ON
+        and chosen.get(f"_{place}_parent_not_sampled") is ALWAYS_OFF
+        for place in ("remote", "local")
+    )
 
 
 class LeanSpan(Span):
     """See the module."""
 
-    # Shared by all: taken for events and links added later only, which are few.
+    # Shared by all: held for less than a microsecond, at a span's end and for events and links added later.
     _lock = threading.Lock()
+    _ended_lock = threading.Lock()
 
     def __init__(  # the SDK's own does what is to be left out
         self,
@@ -138,6 +158,7 @@ class LeanSpan(Span):
         self._record_exception = self._set_status_on_exception = True
         self._events: Any = _NO_EVENTS
         self._links: Any = self._new_links(links) if links else _NO_EVENTS
+        self._dropped = 0
         self._plain: dict[str, Any] = {}
         self._attributes = cast("Any", self._plain)
         if attributes:
@@ -149,8 +170,12 @@ class LeanSpan(Span):
 
     @property
     def dropped_attributes(self) -> int:
-        """None are, but beyond the limit."""
-        return 0
+        """Those beyond the limit, and those that are none."""
+        return self._dropped
+
+    def note_exceptions(self, *, record: bool, fails: bool) -> None:
+        """What becomes of an exception that leaves the span's ``with`` block."""
+        self._record_exception, self._set_status_on_exception = record, fails
 
     def begin(self, start_time: int | None, context: Context | None) -> None:
         """Tell the processors that it has begun."""
@@ -189,11 +214,13 @@ class LeanSpan(Span):
             self._status = status if isinstance(status, Status) else Status(status, description)
 
     def end(self, end_time: int | None = None) -> None:  # noqa: D102 — inherited
-        if self._end_time is None:
-            processor = self._span_processor
-            processor._on_ending(self)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        with self._ended_lock:
+            if self._end_time is not None:
+                return
             self._end_time = time_ns() if end_time is None else end_time
-            processor.on_end(self)
+        processor = self._span_processor
+        processor._on_ending(self)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        processor.on_end(self)
 
     def _is_ok(self) -> bool:
         return self._status.status_code is StatusCode.OK
@@ -202,9 +229,11 @@ class LeanSpan(Span):
         plain = self._plain
         for key, value in attributes.items():
             if len(plain) >= _ATTRIBUTES_MAX and key not in plain:
-                continue
-            if type(value) in _SIMPLE and key:
+                self._dropped += 1
+            elif type(value) in _SIMPLE and type(key) is str and key:
                 plain[key] = value
             else:
-                # The SDK knows which values are allowed, and says so in its log.
-                plain.update(BoundedAttributes(attributes={key: value}, immutable=True))
+                # The SDK knows what is allowed, and says so in its log.
+                allowed = BoundedAttributes(attributes={key: value}, immutable=True)
+                self._dropped += allowed.dropped
+                plain.update(allowed)

@@ -26,6 +26,7 @@ CounterName: TypeAlias = Literal[
     "towline.approvals.resolved",
     "towline.approvals.refused",
     "towline.worker.publish_failures",
+    "towline.telemetry.spans_dropped",
 ]
 HistogramName: TypeAlias = Literal[
     "towline.bridge.queue_delay",
@@ -188,6 +189,10 @@ METRICS: Final[Mapping[MetricName, Metric]] = {
     ),
     "towline.consumer.on_hold": Metric(
         "gauge", "{flag}", "bridge", ("group",), "1 while consumption is held because a neighbour is away."
+    ),
+    "towline.telemetry.spans_dropped": Metric(
+        "counter", "{span}", "all", ("reason",),
+        "Spans lost before a collector had them: queue_full, export_failed, not_encodable.",
     ),
     "towline.relay.clients": Metric("gauge", "{client}", "relay", (), "SSE clients now."),
     "towline.relay.feeds": Metric("gauge", "{stream}", "relay", (), "Streams read for clients now."),

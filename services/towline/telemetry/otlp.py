@@ -7,6 +7,7 @@ the two for any span. Field numbers are those of opentelemetry-proto's ``trace.p
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
@@ -15,6 +16,10 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.http import trace_exporter
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, SpanKind
+
+from towline.telemetry.export import dropped
+
+_log = logging.getLogger(__name__)
 
 _KINDS: Final = {
     SpanKind.INTERNAL: b"\x30\x01",
@@ -31,6 +36,8 @@ _DOUBLE: Final = struct.Struct("<Bd")
 _UINT64: Final = 1 << 64
 _KEPT_MAX: Final = 4_096
 _TEXT_KEPT_MAX: Final = 200
+
+_SIMPLE: Final = frozenset({str, bool, int, float})
 
 _attributes: dict[tuple[str, type, Any], bytes] = {}
 """Encoded attributes: most of a span's come again in the next one."""
@@ -62,12 +69,11 @@ def encode(spans: Sequence[ReadableSpan]) -> EncodedSpans:
     """`spans`, all of one process, as an ``ExportTraceServiceRequest``."""
     scopes: dict[Any, tuple[ReadableSpan, list[bytes]]] = {}
     for span in spans:
-        body = _span(span)
+        body = _written(span)
         if body is None:
-            # The library's message of one span, taken out of its wrapping.
-            message: Any = encode_spans([span]).resource_spans[0].scope_spans[0].spans[0]
-            body = message.SerializeToString()
-        scopes.setdefault(_scope(span), (span, []))[1].append(_field(0x12, body))
+            dropped.add(1, {"reason": "not_encodable"})
+        else:
+            scopes.setdefault(_scope(span), (span, []))[1].append(_field(0x12, body))
     request: list[bytes] = []
     for span, bodies in scopes.values():
         # The wrapping is the library's, without spans; ours are appended to its one list of them.
@@ -78,6 +84,24 @@ def encode(spans: Sequence[ReadableSpan]) -> EncodedSpans:
         del bare.scope_spans[:]
         request.append(_field(0x0A, bare.SerializeToString() + _field(0x12, scoped)))
     return EncodedSpans(b"".join(request))
+
+
+def _written(span: ReadableSpan) -> bytes | None:
+    """The span; None if it cannot be: the batch's others do not suffer for it."""
+    try:
+        body = _span(span)
+    except (ValueError, AttributeError, OverflowError, struct.error):
+        # Half a surrogate pair in somebody's text, a time out of range: let the library see to it.
+        body = None
+    if body is not None:
+        return body
+    try:
+        # The library's message of one span, taken out of its wrapping.
+        message: Any = encode_spans([span]).resource_spans[0].scope_spans[0].spans[0]
+        return message.SerializeToString()
+    except Exception as error:  # noqa: BLE001 - whatever it is that one span cannot be written for
+        _log.warning("span_not_encodable", extra={"span_name": repr(span.name), "error": repr(error)})
+        return None
 
 
 def _scope(span: ReadableSpan) -> Any:
@@ -150,9 +174,6 @@ def _encoded(attributes: Mapping[str, Any] | None) -> list[bytes] | None:
                 _attributes[key, kind, value] = known
         encoded.append(known)
     return encoded
-
-
-_SIMPLE: Final = frozenset({str, bool, int, float})
 
 
 def _attribute(key: str, value: Any) -> bytes | None:

@@ -87,9 +87,8 @@ def set_up_traces(service_name: str, cleanup: ExitStack) -> None:
     if _disabled() or not (_exports("TRACES") or folder):
         return
     # Imported only when asked for: the exporter costs 100 ms of start-up.
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
     from towline.telemetry import lean
+    from towline.telemetry.export import SpanBatches
     from towline.telemetry.runs import RunAttributes
 
     provider = lean.provider(_resource(service_name))
@@ -99,16 +98,18 @@ def set_up_traces(service_name: str, cleanup: ExitStack) -> None:
 
         from towline.telemetry import otlp
 
-        otlp.install()
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        if lean.suffices():
+            otlp.install()
+        provider.add_span_processor(SpanBatches(OTLPSpanExporter(), end_within_ms=_FLUSH_TIMEOUT_MS))
     if folder is not None:
         from towline.telemetry.local import FileSpanExporter
 
         exporter = FileSpanExporter(folder, service_name)
-        provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
+        provider.add_span_processor(
+            SpanBatches(exporter, end_within_ms=_FLUSH_TIMEOUT_MS, schedule_delay_millis=500)
+        )
     trace.set_tracer_provider(provider)
     cleanup.callback(provider.shutdown)
-    cleanup.callback(provider.force_flush, _FLUSH_TIMEOUT_MS)
 
 
 def _set_up_metrics(service_name: str, cleanup: ExitStack) -> None:

@@ -77,6 +77,14 @@ def failing(tracer: Tracer) -> None:
         raise ValueError("no")
 
 
+def quietly_failing(tracer: Tracer) -> None:
+    options: dict[str, Any] = {"record_exception": False, "set_status_on_exception": False}
+    with pytest.raises(ValueError, match="no"), tracer.start_span("fails", SAMPLED, **options):
+        raise ValueError("no")
+    with pytest.raises(ValueError, match="no"), tracer.start_as_current_span("fails", SAMPLED, **options):
+        raise ValueError("no")
+
+
 def unsampled(tracer: Tracer) -> None:
     with (
         tracer.start_as_current_span("not sampled", NOT_SAMPLED),
@@ -86,12 +94,13 @@ def unsampled(tracer: Tracer) -> None:
 
 
 def odd_values(tracer: Tracer) -> None:
-    odd: dict[str, Any] = {
+    odd: dict[Any, Any] = {
         "none": None,
         "bytes": b"x",
         "object": object(),
         "mixed": [1, "x"],
         "": "empty key",
+        5: "no text",
     }
     tracer.start_span("odd", SAMPLED, attributes=odd).end()
 
@@ -128,12 +137,14 @@ def described(span: ReadableSpan) -> dict[str, Any]:
         "times": (span.start_time, span.end_time) if span.start_time == 5 else None,
         "scope": span.instrumentation_scope,
         "resource": span.resource,
-        "dropped": (span.dropped_events, span.dropped_links),
+        "dropped": (span.dropped_attributes, span.dropped_events, span.dropped_links),
     }
 
 
 @pytest.mark.parametrize(
-    "program", [nested, remote, failing, unsampled, odd_values], ids=lambda program: program.__name__
+    "program",
+    [nested, remote, failing, quietly_failing, unsampled, odd_values],
+    ids=lambda program: program.__name__,
 )
 def test_the_same_program_gives_the_same_spans(program: Program) -> None:
     options: dict[str, Any] = {"shutdown_on_exit": False}
@@ -145,6 +156,7 @@ def test_the_same_program_gives_the_same_spans(program: Program) -> None:
 def test_attributes_are_bounded() -> None:
     (span,) = run(LeanTracerProvider(shutdown_on_exit=False), many)
     assert len(span["attributes"]) == 128
+    assert span["dropped"][0] == 200 + 1 - 128
 
 
 def test_a_span_with_a_parent_is_lean_and_one_of_the_sdks() -> None:
@@ -157,6 +169,11 @@ def test_a_span_with_a_parent_is_lean_and_one_of_the_sdks() -> None:
 def test_a_sampler_that_is_not_parent_based_is_asked() -> None:
     made = LeanTracerProvider(sampler=sampling.ALWAYS_OFF, shutdown_on_exit=False)
     assert run(made, remote) == []
+
+
+def test_a_parent_based_sampler_with_rules_of_its_own_is_asked() -> None:
+    sampler = sampling.ParentBased(sampling.ALWAYS_ON, remote_parent_sampled=sampling.ALWAYS_OFF)
+    assert run(LeanTracerProvider(sampler=sampler, shutdown_on_exit=False), remote) == []
 
 
 def test_a_tracer_is_made_once_and_never_for_a_provider_with_limits(monkeypatch: pytest.MonkeyPatch) -> None:

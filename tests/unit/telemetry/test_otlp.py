@@ -95,6 +95,28 @@ def test_a_span_of_every_day_is_not_left_to_the_library() -> None:
 
 def test_the_memory_of_attributes_is_bounded() -> None:
     one = SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(1))
-    for number in range(10_000):
+    for number in range(4_100):
         otlp._span(ReadableSpan("s", context=one, attributes={"n": number}, start_time=1, end_time=2))
     assert len(otlp._attributes) <= 4_096
+
+
+def spans_in(batch: list[ReadableSpan]) -> list[Any]:
+    body = otlp.encode(batch).SerializePartialToString()
+    return [span for _, _, _, span in flat(ExportTraceServiceRequest.FromString(body))]
+
+
+def test_a_text_that_is_no_unicode_costs_its_attribute_alone() -> None:
+    one = SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(1))
+    odd = ReadableSpan("odd", context=one, attributes={"a": "\ud800", "b": "c"}, start_time=1, end_time=2)
+    good = ReadableSpan("good", context=one, start_time=1, end_time=2)
+    by_name = {span.name: span for span in spans_in([odd, good])}
+    assert {attribute.key for attribute in by_name["odd"].attributes} == {"b"}
+    assert "good" in by_name
+
+
+def test_a_span_that_cannot_be_written_does_not_cost_the_others() -> None:
+    one = SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(1))
+    odd = ReadableSpan("\ud800", context=one, start_time=1, end_time=2)
+    late = ReadableSpan("late", context=one, start_time=1, end_time=2**70)
+    good = ReadableSpan("good", context=one, start_time=1, end_time=2)
+    assert [span.name for span in spans_in([odd, late, good])] == ["good"]
