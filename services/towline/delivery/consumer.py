@@ -29,7 +29,10 @@ MessageT = TypeVar("MessageT")
 _POLL_MS: Final = 200
 _BATCH_COUNT: Final = 1_000
 _STOP_CLIENT_S: Final = 3.0
+_DRAINS_PER_REBALANCE: Final = 3
+"""To let handlers finish, to break off those that do not, and to commit."""
 _REBALANCE_MARGIN_S: Final = 5.0
+_PULSES_PER_SESSION: Final = 10
 _LASTING_SESSION_S: Final = 30.0
 
 
@@ -90,6 +93,7 @@ class Consumer(Generic[MessageT]):
         self._client: GroupMember | None = None
         self._assigned: set[TopicPartition] = set()
         self._committed: dict[TopicPartition, int] = {}
+        self._fences: dict[TopicPartition, tuple[int, float]] = {}
         self._fetching: asyncio.Task[None] | None = None
         self._commit_task: asyncio.Task[None] | None = None
         self._next_commit = 0.0
@@ -97,6 +101,7 @@ class Consumer(Generic[MessageT]):
         self._progress_at = time.monotonic()
         self._longest_running_s = 0.0
         self._joined = False
+        self._was_stopped = False
         self.lag = 0
         """Records in our partitions above what is finished, as of the last commit."""
 
@@ -139,13 +144,35 @@ class Consumer(Generic[MessageT]):
         self._progress_at = time.monotonic()
         client = self._client = self._new_member()
         client.subscribe(topics=list(self.options.topics), listener=_Listener(self))
+        self._was_stopped = False
+        self._pulse()
+        pulse = asyncio.create_task(self._keep_pulse(), name="delivery-pulse")
         try:
             await client.start()
             logger.info("kafka_session_began", extra={"group": self.options.group_id})
             while not self._stopping.is_set():
                 await self._step(client)
         finally:
+            pulse.cancel()
             await self._end_session(client)
+
+    def _pulse(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self.processor.ours_until = now + self.options.session_timeout_s
+
+    async def _keep_pulse(self) -> None:
+        """Notice that this process was stopped (SIGSTOP, a frozen machine) for longer than Kafka waits.
+
+        Its partitions are with somebody else then, who may have handled what is in hand here. Kafka tells
+        only at the next heartbeat.
+        """
+        loop = asyncio.get_running_loop()
+        while loop.time() < self.processor.ours_until:
+            self._pulse()
+            await asyncio.sleep(self.options.session_timeout_s / _PULSES_PER_SESSION)
+        self._was_stopped = True
+        if self._fetching is not None:
+            self._fetching.cancel()
 
     async def _step(self, client: GroupMember) -> None:
         self._apply_hold()
@@ -157,6 +184,8 @@ class Consumer(Generic[MessageT]):
         if not fetch.done():
             await _end_task(fetch, 0)
             raise KafkaError("no assignment in time: joining the group again")
+        if self._was_stopped:
+            raise KafkaError("this process was stopped for longer than a session: joining the group again")
         if not fetch.cancelled():
             fetch.result()
         if self.processor.failure is not None:
@@ -169,8 +198,20 @@ class Consumer(Generic[MessageT]):
         batches = await client.getmany(timeout_ms=_POLL_MS, max_records=_BATCH_COUNT)
         for partition, records in batches.items():
             if partition in self._assigned:
-                self.processor.admit(partition, records)
+                self.processor.admit(partition, records, fence=self._fence(client, partition))
         self.processor.pump()
+
+    def _fence(self, client: GroupMember, partition: TopicPartition) -> tuple[int, float] | None:
+        """The partition's end at the first fetch after it became ours, and the time then."""
+        if partition not in self._fences:
+            try:
+                end = client.highwater(partition)
+            except (AssertionError, IllegalStateError):
+                end = None  # taken away meanwhile
+            if end is None:
+                return None
+            self._fences[partition] = end, time.monotonic()
+        return self._fences[partition]
 
     async def _end_session(self, client: GroupMember) -> None:
         self._joined = False
@@ -186,7 +227,7 @@ class Consumer(Generic[MessageT]):
             self._kafka,
             group_id=options.group_id,
             session_timeout_s=options.session_timeout_s,
-            rebalance_timeout_s=options.drain_s * 2 + _REBALANCE_MARGIN_S,
+            rebalance_timeout_s=options.drain_s * _DRAINS_PER_REBALANCE + _REBALANCE_MARGIN_S,
             poll_s=options.stuck_after_s,
         )
 
@@ -203,6 +244,7 @@ class Consumer(Generic[MessageT]):
         """Begin with fresh lanes. Called by aiokafka with the whole new assignment."""
         self._assigned = set(partitions)
         self._committed.clear()
+        self._fences.clear()
         self.processor.lanes.assign(self._assigned)
         self._joined = True
         logger.info(
@@ -210,10 +252,12 @@ class Consumer(Generic[MessageT]):
         )
 
     async def _give_up(self, client: GroupMember, partitions: set[TopicPartition]) -> None:
-        await self.processor.drain(partitions, within_s=self.options.drain_s)
+        # What is not ours any more is broken off at once.
+        within_s = 0.0 if self._was_stopped else self.options.drain_s
+        await self.processor.drain(partitions, within_s=within_s)
         if self._commit_task is not None:
             await _end_task(self._commit_task, 1.0)
-        await _end(self._commit(client, partitions), self.options.drain_s / 2)
+        await _end(self._commit(client, partitions), self.options.drain_s)
         self.processor.lanes.revoke(partitions)
         self._assigned -= partitions
         for partition in partitions:

@@ -105,6 +105,12 @@ class _Partition(Generic[PartitionT, ItemT]):
     held_bytes: int = 0
     paused: bool = False
     open: bool = True
+    started_offset: int = -1
+    """The highest that was ever started."""
+
+    def may_start(self, offset: int) -> bool:
+        """Of a closed partition only what lies before a record that was started: see `Lanes.close`."""
+        return self.open or offset < self.started_offset
 
 
 @dataclass(slots=True, eq=False)
@@ -142,14 +148,28 @@ class Lanes(Generic[PartitionT, ItemT]):
             self._partitions.setdefault(partition, _Partition(partition))
 
     def close(self, partitions: Iterable[PartitionT]) -> None:
-        """Start nothing more of `partitions`; what runs may still finish and move the position."""
+        """Start nothing new of `partitions`; what runs may still finish and move the position.
+
+        What lies before a record that was started still starts: left out, it would hold the offset to commit,
+        and all that was finished behind it would be delivered again.
+        """
         for partition in self._known(partitions):
             partition.open = False
+
+    def closing_count(self, partitions: Iterable[PartitionT]) -> int:
+        """Records of closed `partitions` that run or will still be started."""
+        return sum(
+            lane.state is LaneState.RUNNING
+            or (lane.state is LaneState.READY and partition.may_start(lane.queue[0].offset))
+            for partition in self._known(partitions)
+            for lane in partition.lanes.values()
+        )
 
     def revoke(self, partitions: Iterable[PartitionT]) -> None:
         """Forget `partitions`. Work of theirs that ends later changes nothing."""
         for partition in self._known(partitions):
             partition.open = False
+            partition.started_offset = -1
             self._held_bytes -= partition.held_bytes
             partition.held_bytes = 0
             del self._partitions[partition.id]
@@ -200,9 +220,10 @@ class Lanes(Generic[PartitionT, ItemT]):
             return None
         while self._ready:
             lane = self._ready.popleft()
-            if not lane.partition.open or lane.state is not LaneState.READY:
+            if lane.state is not LaneState.READY or not lane.partition.may_start(lane.queue[0].offset):
                 continue
             lane.state = LaneState.RUNNING
+            lane.partition.started_offset = max(lane.partition.started_offset, lane.queue[0].offset)
             lane.partition.running += 1
             self._running += 1
             return lane.queue[0]

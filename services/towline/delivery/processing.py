@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterable
@@ -24,6 +25,8 @@ MessageT = TypeVar("MessageT")
 _TURN_COUNT: Final = 64
 """Records that one task handles before it lets others run, when the handler never waits."""
 _DRAIN_POLL_S: Final = 0.01
+_BREAK_OFF_S: Final = 2.0
+"""Least time for what is broken off to come to its end."""
 HANDLER_FAILED: Final = "handler_failed"
 
 
@@ -38,6 +41,9 @@ class Delivery(Generic[MessageT]):
     """1 at first, then counted up by each retry in this process."""
     received_at: float
     """Monotonic seconds when this process first had it: graces count from here."""
+    assigned_at: float | None = None
+    """Set when another process may have handled the record before, and have left no more trace of it than
+    its effects: it was in the partition when that became ours, at this moment in monotonic seconds."""
 
 
 Handler: TypeAlias = Callable[[Delivery[MessageT]], Awaitable[Outcome]]
@@ -95,6 +101,8 @@ class Processor(Generic[MessageT]):
         self.counts = Counts()
         self.held = False
         """While true no record's handling is started."""
+        self.ours_until = math.inf
+        """In the loop's time: from then on the partitions may have been given to somebody else."""
         self._read = read
         self._handle = handle
         self._dead_letter = dead_letter
@@ -109,9 +117,23 @@ class Processor(Generic[MessageT]):
 
     # -- in --------------------------------------------------------------------------------------------
 
-    def admit(self, partition: TopicPartition, records: Iterable[KafkaRecord]) -> None:
-        """Take on records of an assigned partition, in order of their offsets."""
+    def admit(
+        self,
+        partition: TopicPartition,
+        records: Iterable[KafkaRecord],
+        *,
+        fence: tuple[int, float] | None = None,
+    ) -> None:
+        """Take on records of an assigned partition, in order of their offsets.
+
+        Args:
+            partition: Where they are from.
+            records: The records.
+            fence: The partition's end when it became ours, and when that was: what is below may have been
+                handled before.
+        """
         now = time.monotonic()
+        fenced_offset, assigned_at = fence or (0, now)
         for record in records:
             try:
                 lane, message = self._read(record)
@@ -119,9 +141,10 @@ class Processor(Generic[MessageT]):
                 lane, message = object(), cast("MessageT", _Unreadable(error))
             size = len(record.value or b"") + len(record.key or b"") + 200
             self.counts.admitted += 1
-            self.lanes.admit(
-                partition, record.offset, lane=lane, item=Delivery(record, message, 1, now), size_bytes=size
+            delivery = Delivery(
+                record, message, 1, now, assigned_at if record.offset < fenced_offset else None
             )
+            self.lanes.admit(partition, record.offset, lane=lane, item=delivery, size_bytes=size)
 
     def pump(self) -> None:
         """Start what may start now."""
@@ -143,7 +166,7 @@ class Processor(Generic[MessageT]):
 
     def _start_runner(self) -> None:
         # One at a time: a runner that has to wait starts the next, so a handler that never waits needs one.
-        if self._spare_runner or self.held or not self.lanes.has_ready:
+        if self._spare_runner or self.held or not self.lanes.has_ready or not self._are_ours():
             return
         if len(self._runners) >= self.lanes.limits.max_running_count:
             return
@@ -151,6 +174,9 @@ class Processor(Generic[MessageT]):
         runner = asyncio.create_task(self._run(), name="delivery-runner")
         self._runners[runner] = None
         runner.add_done_callback(self._on_runner_end)
+
+    def _are_ours(self) -> bool:
+        return asyncio.get_running_loop().time() < self.ours_until
 
     def _on_runner_end(self, runner: asyncio.Task[None]) -> None:
         self._runners.pop(runner, None)
@@ -164,10 +190,12 @@ class Processor(Generic[MessageT]):
         assert runner is not None
         self._spare_runner = False
         count = 0
-        while not self.held and (work := self.lanes.take()) is not None:
+        loop = asyncio.get_running_loop()
+        # Looked at before each record: a process that was stopped goes on with whatever it was at.
+        while not self.held and self._are_ours() and (work := self.lanes.take()) is not None:
             self._start_runner()
             self._runners[runner] = work
-            self._began[id(work)] = asyncio.get_running_loop().time()
+            self._began[id(work)] = loop.time()
             try:
                 outcome = await self._attempt(work)
             except asyncio.CancelledError:
@@ -255,7 +283,10 @@ class Processor(Generic[MessageT]):
     # -- out -------------------------------------------------------------------------------------------
 
     async def drain(self, partitions: Iterable[TopicPartition], *, within_s: float) -> None:
-        """Start nothing more of `partitions`, let what runs finish; break off what is left after `within_s`.
+        """Start nothing new of `partitions`, let what runs finish; break off what is left after `within_s`.
+
+        What lies before a record that was started is handled as well, unless nothing is (`held`): see
+        `Lanes.close`. Records that wait for their retry stay as they are, and hold the offset.
 
         Deferred records' endings are broken off at once: they can take minutes, and bear repetition.
         """
@@ -266,15 +297,21 @@ class Processor(Generic[MessageT]):
             task.cancel()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + within_s
-        while self.lanes.running_count(gone) and loop.time() < deadline:  # noqa: ASYNC110 - bounded
+        self._start_runner()
+        while self._draining_count(gone) and loop.time() < deadline:  # noqa: ASYNC110 - bounded
             await asyncio.sleep(_DRAIN_POLL_S)
         late = [task for task, work in self._runners.items() if work and work.partition in gone]
         for task in late:
             task.cancel()
         if late or endings:
-            await asyncio.wait([*late, *endings], timeout=within_s)
+            await asyncio.wait([*late, *endings], timeout=max(within_s, _BREAK_OFF_S))
         if late:
             logger.warning("drain_cut_short", extra={"running": len(late)})
+
+    def _draining_count(self, partitions: set[TopicPartition]) -> int:
+        if self.held or not self._are_ours():
+            return self.lanes.running_count(partitions)
+        return self.lanes.closing_count(partitions)
 
     async def stop(self, partitions: Iterable[TopicPartition], *, within_s: float) -> None:
         """Drain, then end every task."""

@@ -222,3 +222,24 @@ def test_holding_pauses_everything_and_letting_go_resumes_it():
     assert sorted(lanes.update_pauses(hold=True)[0]) == ["a", "b"]
     assert lanes.update_pauses(hold=True) == ([], [])
     assert sorted(lanes.update_pauses()[1]) == ["a", "b"]
+
+
+def test_a_closed_partition_starts_only_what_lies_before_a_started_record():
+    lanes = lanes_with()
+    for offset, lane in enumerate(["x", "x", "y", "x", "z"]):
+        lanes.admit("a", offset, lane=lane, item=None, size_bytes=1)
+    first, behind = lanes.take(), lanes.take()
+    assert first is not None
+    assert behind is not None
+    assert (first.offset, behind.offset) == (0, 2)
+    lanes.close(["a"])
+    lanes.finish(behind)
+    lanes.finish(first)
+    assert lanes.closing_count(["a"]) == 1
+    before = lanes.take()
+    assert before is not None
+    assert before.offset == 1
+    lanes.finish(before)
+    assert lanes.take() is None
+    assert lanes.closing_count(["a"]) == 0
+    assert lanes.next_offsets() == {"a": 3}

@@ -213,6 +213,57 @@ async def test_draining_lets_running_handlers_finish_and_starts_no_more():
     assert bench.next_offset == 1
 
 
+async def test_draining_closes_the_gaps_so_that_nothing_finished_comes_again():
+    handled, gate = [], asyncio.Event()
+
+    async def handle(delivery):
+        await gate.wait()
+        handled.append(delivery.message)
+        return DONE
+
+    bench = Bench(handle, limits=Limits(max_running_count=2))
+    bench.feed(b"a", b"a", b"a", b"b", b"c", b"b")
+    await eventually(lambda: bench.processor.lanes.running_count() == 2)
+    draining = asyncio.create_task(bench.processor.drain([PARTITION], within_s=2.0))
+    await asyncio.sleep(0)
+    gate.set()
+    await draining
+    assert sorted(handled) == [0, 1, 2, 3]
+    assert bench.next_offset == 4
+
+
+async def test_a_process_that_was_stopped_for_too_long_starts_nothing():
+    handled = []
+
+    async def handle(delivery):
+        handled.append(delivery.message)
+        return DONE
+
+    bench = Bench(handle)
+    now = asyncio.get_running_loop().time()
+    bench.processor.ours_until = now - 1.0
+    bench.feed(b"a", b"b")
+    await bench.processor.drain([PARTITION], within_s=0.05)
+    assert handled == []
+    bench.processor.ours_until = now + 60.0
+    bench.processor.pump()
+    assert bench.next_offset == 0
+
+
+async def test_records_below_the_fence_are_told_to_be_perhaps_handled_before():
+    fenced = {}
+
+    async def handle(delivery):
+        fenced[delivery.message] = delivery.assigned_at
+        return DONE
+
+    bench = Bench(handle)
+    bench.processor.admit(PARTITION, [record(n, key=b"k") for n in (3, 4, 5)], fence=(5, 17.0))
+    bench.processor.pump()
+    await bench.until_committable(6)
+    assert fenced == {3: 17.0, 4: 17.0, 5: None}
+
+
 async def test_draining_breaks_off_what_does_not_end_and_leaves_its_offset():
     cancelled = []
 
