@@ -9,7 +9,7 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from towline.bridge import metrics
+from towline.bridge import failpoints, metrics
 from towline.contracts import ids
 from towline.contracts.cloudevents import Record
 from towline.contracts.events import (
@@ -34,7 +34,7 @@ from towline.delivery import KafkaRecord
 from towline.telemetry.propagation import inject
 
 SOURCE: Final = "towline/bridge"
-_TOLD_MAX_COUNT: Final = 10_000
+_KNOWN_MAX_COUNT: Final = 10_000
 
 
 class Answers:
@@ -49,10 +49,15 @@ class Answers:
         self._producer = producer
         self.now = now
         self._told: OrderedDict[str, None] = OrderedDict()
+        self._given: OrderedDict[str, None] = OrderedDict()
 
     def has_told(self, run_id: str) -> bool:
         """Whether this process has published the run's outcome, as far as it remembers."""
         return run_id in self._told
+
+    def has_given(self, event_id: str) -> bool:
+        """Whether this process has published that answer to a command, as far as it remembers."""
+        return event_id in self._given
 
     async def _say(self, event_id: str, data: EventData, cause: Event | None) -> None:
         traceparent, tracestate = inject()
@@ -68,6 +73,7 @@ class Answers:
                 tracestate=tracestate,
             )
         )
+        failpoints.hit("answer.published")
         reason = getattr(data, "reason", None) if data.topic == "events" else None
         error: ErrorInfo | None = getattr(data, "error", None)
         labels = {"type": data.event_type, "reason": error.type if error else reason or ""}
@@ -98,31 +104,26 @@ class Answers:
         """The run was ended by termination."""
         data = RunCancelled(run_id=run_id, run_type=run_type, reason=reason, finished_at=self.now())
         await self._say(ids.outcome_id(run_id), data, cause)
-        self._remember(run_id)
+        _remember(self._told, run_id)
 
     async def failed(self, run_id: str, run_type: str, error: ErrorInfo, finished_at: datetime) -> None:
         """The scheduler itself failed the run."""
         data = RunFailed(run_id=run_id, run_type=run_type, error=error, finished_at=finished_at)
         await self._say(ids.outcome_id(run_id), data, None)
-        self._remember(run_id)
-
-    def _remember(self, run_id: str) -> None:
-        self._told[run_id] = None
-        if len(self._told) > _TOLD_MAX_COUNT:
-            self._told.popitem(last=False)
+        _remember(self._told, run_id)
 
     async def control_done(self, event: Event[RunControl], *, suspended: bool) -> None:
         """A suspend or resume took effect."""
         command = event.data
         status: dict[str, JsonValue] = {"suspended": suspended, "reason": command.reason}
         data = RunProgressed(run_id=command.run_id, status=status)
-        await self._say(ids.control_done_id(command.run_id, command.action, event.id), data, event)
+        await self._give(ids.control_done_id(command.run_id, command.action, event.id), data, event)
 
     async def control_refused(self, event: Event[RunControl], reason: ControlRefusal) -> None:
         """A control command changed nothing."""
         command = event.data
         data = ControlRefused(run_id=command.run_id, action=command.action, reason=reason)
-        await self._say(ids.control_refused_id(command.run_id, command.action, event.id), data, event)
+        await self._give(ids.control_refused_id(command.run_id, command.action, event.id), data, event)
 
     async def approval_refused(
         self, event: Event[ApprovalDecided] | Event[EventRaised], reason: ApprovalRefusal
@@ -131,4 +132,14 @@ class Answers:
         data = event.data
         name = data.name if isinstance(data, EventRaised) else data.approval_id
         answer = ApprovalRefused(run_id=data.run_id, approval_id=name, reason=reason)
-        await self._say(ids.approval_refused_id(data.run_id, name, event.id), answer, event)
+        await self._give(ids.approval_refused_id(data.run_id, name, event.id), answer, event)
+
+    async def _give(self, event_id: str, answer: EventData, command: Event) -> None:
+        await self._say(event_id, answer, command)
+        _remember(self._given, event_id)
+
+
+def _remember(known: OrderedDict[str, None], name: str) -> None:
+    known[name] = None
+    if len(known) > _KNOWN_MAX_COUNT:
+        known.popitem(last=False)

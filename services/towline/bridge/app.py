@@ -13,6 +13,7 @@ from towline.bridge.availability import Availability
 from towline.bridge.catalog import Catalog
 from towline.bridge.commands import Command, Commands, read
 from towline.bridge.follower import CatalogFollower
+from towline.bridge.recall import Recall
 from towline.bridge.scheduler import Scheduler
 from towline.bridge.settings import BridgeSettings
 from towline.bridge.sweeper import Sweeper
@@ -91,6 +92,7 @@ class Bridge:
             availability=availability,
             catalog=catalog,
             answers=answers,
+            recall=Recall(self.kafka),
             watches=Watches(scheduler, availability),
         )
         runs = self._consumer("runs", commands, dead_letter)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from typing import Annotated
 
 import typer
 
+from towline.bridge import failpoints
 from towline.bridge.app import Bridge
 from towline.bridge.settings import BridgeSettings
 from towline.contracts.settings import KafkaSettings, SchedulerSettings
@@ -26,6 +28,7 @@ def bridge(
     settings = BridgeSettings()
     if http_listen is not None:
         settings = settings.model_copy(update={"http_listen": http_listen})
+    failpoints.arm_from(os.environ.get("TOWLINE_BRIDGE_FAILPOINTS", ""))
     with set_up("towline-bridge"):
         asyncio.run(_run(Bridge(settings, KafkaSettings(), SchedulerSettings())))
 

@@ -24,6 +24,7 @@ from towline.bridge.core import (
     Standing,
     Start,
     WaitForCatalog,
+    answer_ids,
     cancel_command,
     decide_request,
     raised_command,
@@ -34,12 +35,14 @@ from towline.bridge.core import (
     termination_output,
 )
 from towline.bridge.errors import (
+    AnswersUnreadableError,
     RunExistsError,
     RunUnknownError,
     SchedulerAwayError,
     SchedulerFaultError,
     SchedulerRefusedError,
 )
+from towline.bridge.recall import Recall
 from towline.bridge.scheduler import RunState, Scheduler
 from towline.bridge.settings import BridgeSettings
 from towline.bridge.watches import Watches
@@ -97,6 +100,7 @@ class Commands:
         availability: Availability,
         catalog: Catalog,
         answers: Answers,
+        recall: Recall,
         watches: Watches,
     ) -> None:
         self._settings = settings
@@ -104,6 +108,7 @@ class Commands:
         self._availability = availability
         self._catalog = catalog
         self._answers = answers
+        self._recall = recall
         self._watches = watches
 
     async def handle(self, delivery: Delivery[Command]) -> Outcome:
@@ -139,12 +144,32 @@ class Commands:
 
     async def _attempt(self, event: Event, delivery: Delivery[Command]) -> Outcome:
         try:
+            if await self._is_answered(event, delivery):
+                logger.info("answered_before", extra={"event_id": event.id})
+                return DONE
             return await self._dispatch(event, delivery)
+        except AnswersUnreadableError:
+            return Retry("kafka_away")
         except SchedulerAwayError as error:
             self._availability.lost(str(error))
             return Retry("scheduler_away")
         except PublishError:
             return Retry("kafka_away")
+
+    async def _is_answered(self, event: Event, delivery: Delivery[Command]) -> bool:
+        """Whether the command has its answer already: then it is not judged anew, the run has moved on."""
+        answers = answer_ids(event)
+        # The same command sent twice, or handed to us again after a rebalance.
+        if any(self._answers.has_given(answer) for answer in answers):
+            return True
+        if not answers or delivery.assigned_at is None:
+            return False
+        sent_ms = delivery.record.timestamp
+        published = await self._recall.published(since_ms=sent_ms, after=delivery.assigned_at)
+        if isinstance(event.data, RunRequested):
+            # An earlier request of the same run_id may have been rejected; this one is another.
+            return published.get(answers[0], -1) >= sent_ms
+        return any(answer in published for answer in answers)
 
     async def _dispatch(self, event: Event, delivery: Delivery[Command]) -> Outcome:
         waited_s = time.monotonic() - delivery.received_at
@@ -407,10 +432,19 @@ def _below(event: Event) -> Context:
 
 
 async def _until_published(publish: Callable[[], Awaitable[None]]) -> None:
+    """Say it until Kafka has it.
+
+    A publication under way when this is cancelled is not given up: whoever gets the command next must find
+    the answer on Kafka, or it must never come.
+    """
     backoff, failures = Backoff(first_s=0.2, longest_s=10.0), 0
     while True:
+        publishing = asyncio.ensure_future(publish())
         try:
-            return await publish()
+            return await asyncio.shield(publishing)
+        except asyncio.CancelledError:
+            await asyncio.wait({publishing})
+            raise
         except PublishError:
             failures += 1
             await asyncio.sleep(backoff.delay_s(failures))

@@ -25,6 +25,7 @@ from enum import Enum, auto
 from typing import Any, Final, Literal, TypeAlias
 
 from towline.bridge.catalog import Catalog
+from towline.contracts import ids
 from towline.contracts.canonical import canonical_json, digest
 from towline.contracts.durable import CancelCommand, RaisedCommand, RunEnvelope
 from towline.contracts.events import (
@@ -34,6 +35,7 @@ from towline.contracts.events import (
     ErrorInfo,
     Event,
     EventRaised,
+    RunControl,
     RunRequested,
 )
 
@@ -275,6 +277,29 @@ def raised_command(event: Event[ApprovalDecided] | Event[EventRaised]) -> Raised
 def cancel_command(event_id: str, reason: str | None) -> CancelCommand:
     """A cancel as the run takes it."""
     return CancelCommand(command_id=event_id, reason=reason)
+
+
+# -- answers that were given before --------------------------------------------------------------------
+
+
+def answer_ids(event: Event) -> tuple[str, ...]:
+    """Ids of the events by which the bridge may have answered this command; once is enough."""
+    match event.data:
+        case RunRequested(run_id=str(run_id)):
+            # A rejection; runs that started are known to the scheduler.
+            return (ids.outcome_id(run_id),)
+        case RunControl(run_id=run_id, action=action):
+            return (
+                ids.control_refused_id(run_id, action, event.id),
+                ids.control_done_id(run_id, action, event.id),
+            )
+        case ApprovalDecided(run_id=run_id, approval_id=name) | EventRaised(run_id=run_id, name=name):
+            return (
+                ids.approval_refused_id(run_id, name, event.id),
+                ids.approval_resolved_id(run_id, name, event.id),
+            )
+        case _:
+            return ()
 
 
 # -- ends that no worker has told of -------------------------------------------------------------------

@@ -6,6 +6,7 @@ TowlineError
     ├── SchedulerAwayError      no answer, overloaded, or it refuses our credentials: hold and try again
     ├── SchedulerRefusedError   it will never take this call: the event is at fault
     ├── SchedulerFaultError     it failed inside: try again a few times
+    ├── AnswersUnreadableError  Kafka is away: what was answered before can't be told now
     ├── RunExistsError          an instance of that id exists
     └── RunUnknownError         no instance of that id
 ```
@@ -34,6 +35,10 @@ class SchedulerRefusedError(BridgeError):
 
 class SchedulerFaultError(BridgeError):
     """The scheduler failed for a reason that does not tell whether trying again helps."""
+
+
+class AnswersUnreadableError(BridgeError):
+    """What was answered before can't be read from Kafka now."""
 
 
 class RunExistsError(BridgeError):

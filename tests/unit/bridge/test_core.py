@@ -19,6 +19,7 @@ from towline.bridge.core import (
     Standing,
     Start,
     WaitForCatalog,
+    answer_ids,
     decide_request,
     fingerprint,
     raised_command,
@@ -35,7 +36,9 @@ from towline.contracts.events import (
     ControlAction,
     Event,
     EventRaised,
+    RunControl,
     RunRequested,
+    RunStarted,
     RunTypeInfo,
 )
 
@@ -220,3 +223,23 @@ def test_a_decision_reaches_the_run_unchanged():
 def test_a_raised_event_reaches_the_run_unchanged():
     command = raised_command(Event(id="c", source="s", data=EventRaised(run_id="r", name="Paid", data=[1])))
     assert (command.kind, command.name, command.data, command.approved) == ("event", "Paid", [1], None)
+
+
+@pytest.mark.parametrize(
+    ("data", "answers"),
+    [
+        (RunRequested(run_id="r", run_type="t"), {"r/outcome"}),
+        (
+            RunControl(run_id="r", action="suspend"),
+            {"r/control/suspend/refused/c-1", "r/control/suspend/done/c-1"},
+        ),
+        (
+            ApprovalDecided(run_id="r", approval_id="a", approved=True),
+            {"r/approval/a/refused/c-1", "r/approval/a/resolved/c-1"},
+        ),
+        (EventRaised(run_id="r", name="n"), {"r/approval/n/refused/c-1", "r/approval/n/resolved/c-1"}),
+        (RunStarted(run_id="r", run_type="t"), set()),
+    ],
+)
+def test_a_command_is_answered_under_ids_that_follow_from_it(data, answers):
+    assert set(answer_ids(Event(id="c-1", source="s", data=data))) == answers
