@@ -26,6 +26,8 @@ from tests.chaos.history import MARK, Effect, History, Record, Sent
 
 OUTCOMES: Final = frozenset({"run.completed", "run.failed", "run.cancelled", "run.rejected"})
 _REFUSED: Final = ("approval.refused", "control.refused")
+_CONTROL_DONE: Final = "control.done"
+"""Stands for the `run.progressed` that answers a suspend or resume: it may come after the run's end."""
 
 RUN: Final[Mapping[tuple[str, str], str]] = {
     ("new", "run.started"): "running",
@@ -38,7 +40,11 @@ RUN: Final[Mapping[tuple[str, str], str]] = {
     ("running", "run.completed"): "ended",
     ("running", "run.failed"): "ended",
     ("running", "run.cancelled"): "ended",
-    **{(state, refused): state for state in ("new", "running", "ended") for refused in _REFUSED},
+    **{
+        (state, answer): state
+        for state in ("new", "running", "ended")
+        for answer in (*_REFUSED, _CONTROL_DONE)
+    },
 }
 """What may follow what in one run, repeats left out."""
 
@@ -209,12 +215,13 @@ def events_are_in_order(view: _View) -> Iterator[Violation]:
 def _walk(about: str, events: list[Record], table: Mapping[tuple[str, str], str]) -> Iterator[Violation]:
     state, told = "new", list[str]()
     for record in events:
-        following = table.get((state, record.type))
+        kind = _CONTROL_DONE if "/control/" in record.id and record.type == "run.progressed" else record.type
+        following = table.get((state, kind))
         if following is None:
-            yield Violation("order", about, f"{record.type} when {state}, after {told}")
+            yield Violation("order", about, f"{kind} when {state}, after {told}")
             return
         state = following
-        told.append(record.type)
+        told.append(kind)
 
 
 # -- commands ----------------------------------------------------------------------------------------------

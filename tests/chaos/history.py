@@ -12,7 +12,8 @@ MARK = "chaos_mark"
 
 ORIGIN_TOPIC = "towline_dead_letter_topic"
 
-Kind: TypeAlias = Literal["request", "decision", "cancel", "suspend", "resume", "garbage"]
+ControlKind: TypeAlias = Literal["cancel", "suspend", "resume"]
+Kind: TypeAlias = Literal["request", "decision", "garbage"] | ControlKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

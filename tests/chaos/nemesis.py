@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import resource
 import signal
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
@@ -18,13 +19,24 @@ from uuid import uuid4
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from tests.chaos.app import EFFECTS_VARIABLE
+from tests.chaos.links import Link, LinkedKafka, Links
 
+from towline.dev import ports
 from towline.dev.errors import DevError
 from towline.dev.part import Part
 from towline.dev.roles import ProcessPart
 from towline.dev.stack import Stack, StackPlan
 
 APP: Final = "tests.chaos.app:app"
+ROLES: Final = ("relay", "bridge", "worker", "bridge-2", "worker-2")
+NEIGHBOURS: Final[Mapping[str, tuple[str, ...]]] = {
+    "bridge": ("kafka", "scheduler"),
+    "worker": ("kafka", "scheduler", "valkey"),
+    "relay": ("kafka", "valkey"),
+}
+"""Who is reached by a link, which can be parted. The second bridge and worker have none."""
+LINKS: Final = tuple(f"{part}~{other}" for part, others in NEIGHBOURS.items() for other in others)
+PARTS: Final = ("kafka", "valkey", "scheduler", *ROLES)
 BACK_WITHIN_S: Final = 120.0
 """A part that is not ready so long after it was started again is a finding."""
 
@@ -35,19 +47,25 @@ SHORT: Final[tuple[Fault, ...]] = (
     ("kill", "bridge"),
     ("flush", "valkey"),
     ("kill", "scheduler"),
+    ("cut", "worker~kafka"),
     ("stop", "bridge-2"),
     ("kill", "valkey"),
+    ("full", "scheduler"),
     ("kill", "relay"),
+    ("cut", "bridge~scheduler"),
     ("kill", "kafka"),
     ("stop", "worker-2"),
     ("kill", "everything"),
 )
 """The short test: each part once, then all. Restarts in good order take their time: see `faults`."""
+EACH_ONCE: Final[tuple[Fault, ...]] = (*(("kill", name) for name in PARTS), ("kill", "everything"))
 _WEIGHTS: Final[Mapping[Fault, int]] = {
     **{("kill", name): 4 for name in ("worker", "worker-2", "bridge", "bridge-2", "scheduler")},
     **{("kill", name): 2 for name in ("relay", "kafka", "valkey")},
     **{("stop", name): 2 for name in ("worker", "worker-2", "bridge", "bridge-2")},
     **{("stop", name): 1 for name in ("scheduler", "relay", "kafka", "valkey")},
+    **{("cut", link): 1 for link in LINKS},
+    ("full", "scheduler"): 2,
     ("flush", "valkey"): 2,
     ("roll", "workers"): 1,
     ("roll", "bridges"): 1,
@@ -59,6 +77,8 @@ def faults(seed: int) -> Generator[Fault]:
     """Without end; the first ones are each of a kind."""
     rng = random.Random(f"faults/{seed}")
     yield from (*SHORT, ("roll", "workers"), ("roll", "bridges"))
+    yield from (("stop", name) for name in PARTS)
+    yield from (("cut", link) for link in LINKS)
     while True:
         yield from rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))
 
@@ -79,6 +99,7 @@ class Fleet:
 
     stack: Stack
     effects_file: Path
+    links: Links
     parts: dict[str, Part] = field(default_factory=dict[str, Part])
 
     @classmethod
@@ -95,37 +116,66 @@ class Fleet:
                 "TOWLINE_BRIDGE_SWEEP_EVERY_S": "5",
                 EFFECTS_VARIABLE: str(effects),
             },
+            roles=(),
             partitions=3,
         )
-        fleet = cls(Stack(plan), effects)
-        for role in ("bridge", "worker"):
-            fleet.stack.roles.append(
-                ProcessPart(
-                    role,
-                    name=f"{role}-2",
-                    data=folder / f"{role}-2",
-                    env=fleet.stack.environment(),
-                    options=("--app", APP) if role == "worker" else (),
-                )
+        stack = Stack(plan)
+        links = _linked(stack)
+        for name in ROLES:
+            role = name.removesuffix("-2")
+            part = ProcessPart(
+                role,
+                name=name,
+                data=folder / name,
+                env={**stack.environment(), **_addresses(name, links)},
+                options=("--app", APP) if role == "worker" else (),
             )
-        fleet.parts = {part.name: part for part in fleet.stack.parts}
-        return fleet
+            stack.roles.append(part)
+            stack.addresses.update(part.addresses)
+        return cls(stack, effects, Links(links), {part.name: part for part in stack.parts})
 
     @contextmanager
     def running(self) -> Generator[Fleet]:
         """Started on entry, stopped at the end."""
         self.effects_file.parent.mkdir(parents=True, exist_ok=True)
         self.effects_file.touch()
-        with self.stack.running():
+        with self.links, self.stack.running():
             yield self
 
     def of(self, whom: str) -> list[Part]:
-        """A part, ``everything``, ``workers`` or ``bridges``."""
+        """A part, the part at the beginning of a link, ``everything``, ``workers`` or ``bridges``."""
         if whom == "everything":
             return list(self.parts.values())
         if whom in ("workers", "bridges"):
             return [self.parts[whom[:-1]], self.parts[f"{whom[:-1]}-2"]]
-        return [self.parts[whom]]
+        return [self.parts[whom.partition("~")[0]]]
+
+
+def _linked(stack: Stack) -> dict[str, Link]:
+    """The links, with a Kafka that can be reached by them in place of the stack's."""
+    kafka = LinkedKafka(data=stack.plan.data / "kafka")
+    stack.infrastructure[0] = kafka
+    stack.addresses.update(kafka.addresses)
+    behind = {part: ports.lease() for part in NEIGHBOURS}
+    port_of = {part.name: part.own_ports()[0] for part in stack.infrastructure}
+    links = {
+        name: Link(behind[part] if other == "kafka" else port_of[other])
+        for name in LINKS
+        for part, _, other in [name.partition("~")]
+    }
+    kafka.listeners = {part.upper(): (port, links[f"{part}~kafka"]) for part, port in behind.items()}
+    return links
+
+
+def _addresses(part: str, links: Mapping[str, Link]) -> dict[str, str]:
+    """Where a part finds those of its neighbours that it reaches by a link."""
+    forms = {
+        "kafka": ("TOWLINE_KAFKA_BOOTSTRAP", "127.0.0.1:{}"),
+        "scheduler": ("TOWLINE_SCHEDULER_ADDRESS", "http://127.0.0.1:{}"),
+        "valkey": ("TOWLINE_REDIS_URL", "redis://127.0.0.1:{}/0"),
+    }
+    linked = ((forms[other], links[f"{part}~{other}"]) for other in NEIGHBOURS.get(part, ()))
+    return {variable: form.format(link.port) for (variable, form), link in linked}
 
 
 class Nemesis:
@@ -156,6 +206,8 @@ class Nemesis:
             "stop": self._stop,
             "roll": self._roll,
             "flush": self._flush,
+            "cut": self._cut,
+            "full": self._full,
         }
         under_way: list[asyncio.Task[None]] = []
         for number, (what, whom) in enumerate(plan):
@@ -209,6 +261,27 @@ class Nemesis:
         async with Redis.from_url(self._fleet.stack.redis_url) as redis:
             with suppress(RedisError):
                 await redis.flushall()
+
+    async def _cut(self, whom: str) -> None:
+        (part,) = self._fleet.of(whom)
+        self._fleet.links.set_parted(whom, True)
+        try:
+            await asyncio.sleep(self._stopped_s)
+        finally:
+            self._fleet.links.set_parted(whom, False)
+        await self._in_thread(part.wait_ready, BACK_WITHIN_S)
+
+    async def _full(self, whom: str) -> None:
+        """No write of its reaches any file, as on a full disk: the limit of a file's size does the same."""
+        (part,) = self._fleet.of(whom)
+        _, hard = resource.prlimit(part.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(part.pid, resource.RLIMIT_FSIZE, (0, hard))
+        try:
+            await asyncio.sleep(self._stopped_s)
+        finally:
+            with suppress(ProcessLookupError):
+                resource.prlimit(part.pid, resource.RLIMIT_FSIZE, (hard, hard))
+        await self._in_thread(part.wait_ready, BACK_WITHIN_S)
 
     async def _in_thread(self, call: Callable[..., object], *arguments: object) -> None:
         await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)

@@ -7,8 +7,15 @@ from typing import Final
 
 from tests.chaos.campaign import Result, told
 
-_WIDTH, _HEIGHT, _LEFT = 1000, 240, 90
-_COLOURS: Final = {"kill": "#c0392b", "stop": "#d68910", "roll": "#2471a3", "flush": "#7d3c98"}
+_WIDTH, _HEIGHT, _LEFT = 1000, 240, 120
+_COLOURS: Final = {
+    "kill": "#c0392b",
+    "stop": "#d68910",
+    "roll": "#2471a3",
+    "flush": "#7d3c98",
+    "cut": "#117a65",
+    "full": "#784212",
+}
 
 
 def write(result: Result, folder: Path) -> Path:
@@ -26,7 +33,8 @@ def markdown(result: Result) -> str:
     verdict = "**No violation.**" if result.is_good else "**Violations or problems, see below.**"
     head = (
         f"Seed {result.plan.seed}: {len(result.happened)} faults within {result.plan.faults_s:.0f} s, "
-        f"{counts['runs']} runs, {counts['events']} events read; quiet after {result.settled_after_s:.0f} s. "
+        f"{counts['runs']} runs ({result.in_flight} in flight when the faults began), "
+        f"{counts['events']} events read; quiet after {result.settled_after_s:.0f} s. "
         f"{verdict}"
     )
     equation = (

@@ -162,6 +162,17 @@ def test_a_send_without_acknowledgement_may_be_missing() -> None:
     assert rules(replace(GOOD, sent=(*SENT[:-1], unsure), taken=TAKEN[:-1], dead=())) == set()
 
 
+def test_the_answer_to_a_suspend_may_come_after_the_end_but_only_once() -> None:
+    suspend = command("count", "suspend", "pause")
+    done = told("count", "run.progressed", "control/suspend/done/pause", 9)
+    sent = replace(GOOD, sent=(*SENT, suspend), taken=(*TAKEN, taken(suspend, 99)))
+    once = replace(sent, published=(*GOOD.published, done))
+    assert rules(sent) == {"no_answer"}
+    assert rules(once) == set()
+    refused = told("count", "control.refused", "control/suspend/refused/pause", 10)
+    assert rules(replace(once, published=(*once.published, refused))) == {"two_answers"}
+
+
 APPROVED_EARLY = answered("review", "approval.resolved", "yes", 2)
 NOT_CANCELLED = told("wait", "run.completed", "outcome", 6, output={"used": []})
 TWICE: Any = {"approved": True, "used": ["t2", "t2"]}
