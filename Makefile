@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo dev test retest containers unit lint format schemas peers bench chaos clean
+.PHONY: help install demo dev test retest containers unit lint format schemas peers bench chaos fuzz clean
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -60,6 +60,10 @@ bench: install ## the short benchmarks
 
 chaos: install ## the long chaos test: make chaos MINUTES=30
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),30)
+
+fuzz: install ## fuzz the event decoder: make fuzz MINUTES=5
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[test,fuzz]'
+	$(BIN)/python tests/fuzz/decoder.py --minutes $(or $(MINUTES),5)
 
 clean: ## remove what was built
 	rm -rf $(VENV) dist .pytest_cache .ruff_cache .hypothesis
