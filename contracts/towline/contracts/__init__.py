@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 from towline.contracts.cloudevents import Record, decode, encode
 from towline.contracts.errors import (
     ClientError,
+    DataElsewhereError,
     DecodeError,
     EncodeError,
     KafkaUnavailableError,
+    PayloadMissingError,
+    PayloadStoreAwayError,
     PublishError,
     ResultTimeoutError,
     RunCancelledError,
@@ -48,7 +51,7 @@ from towline.contracts.events import (
     Usage,
     is_run_id,
 )
-from towline.contracts.settings import KafkaSettings
+from towline.contracts.settings import KafkaSettings, PayloadSettings
 from towline.contracts.topics import TOPICS, Topics, TopicSpec
 
 if TYPE_CHECKING:
@@ -69,6 +72,7 @@ __all__ = [
     "ApprovalResolved",
     "ClientError",
     "ControlRefused",
+    "DataElsewhereError",
     "DecodeError",
     "EncodeError",
     "ErrorInfo",
@@ -79,6 +83,9 @@ __all__ = [
     "EventStream",
     "KafkaSettings",
     "KafkaUnavailableError",
+    "PayloadMissingError",
+    "PayloadSettings",
+    "PayloadStoreAwayError",
     "PublishError",
     "Record",
     "ResultTimeoutError",

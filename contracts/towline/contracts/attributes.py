@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias, cast
 from pydantic_core import from_json
 
 from towline.contracts.errors import DecodeError
+from towline.contracts.payload_reference import DATAREF
 
 Headers: TypeAlias = Sequence[tuple[str, bytes | None]]
 
@@ -154,6 +155,8 @@ def binary_parts(value: bytes | None, headers: Headers) -> tuple[Attributes, Any
     content_type = _decoded(raw.get(CONTENT_TYPE)) if CONTENT_TYPE in raw else values.get("datacontenttype")
     _check_json_type(content_type, label=CONTENT_TYPE, field=CONTENT_TYPE)
     attributes = Attributes(values, _trace(raw, values), CE_PREFIX)
+    if not value and DATAREF in values:
+        return attributes, None
     return attributes, parse_json(value, "value")
 
 

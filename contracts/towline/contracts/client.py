@@ -36,8 +36,9 @@ from towline.contracts.events import (
     is_run_id,
 )
 from towline.contracts.outcomes import OutcomeWatch, Watched
+from towline.contracts.payloads.opening import open_payload_store
 from towline.contracts.producer import EventProducer
-from towline.contracts.settings import KafkaSettings
+from towline.contracts.settings import KafkaSettings, PayloadSettings
 from towline.contracts.streams import EventStream, Start, run_events
 from towline.contracts.tracing import current_trace, note_processed
 
@@ -69,6 +70,7 @@ class Run:
             RunCancelledError: The run was cancelled.
             RunRejectedError: The run was never started.
             ResultTimeoutError: No outcome within `timeout`. The run itself goes on: wait again.
+            DecodeError: The output is in a payload store, and none is configured here, or it is gone.
             KafkaUnavailableError: No broker answered when the wait began.
         """
         outcome = await self.outcome(timeout)
@@ -216,6 +218,7 @@ class TowlineClient:
         client_id: str = "towline-client",
         connect_timeout_s: float | None = 30.0,
         delivery_timeout_s: float = 30.0,
+        payloads: PayloadSettings | None = None,
     ) -> None:
         """Make a client; ``async with`` connects it.
 
@@ -225,18 +228,29 @@ class TowlineClient:
             client_id: Shown in the broker's logs and quotas.
             connect_timeout_s: Longest wait for a broker, in seconds; None waits for ever.
             delivery_timeout_s: Longest wait for a publish to be acknowledged, in seconds.
+            payloads: The store for inputs and outputs too large for Kafka; default: the
+                `TOWLINE_PAYLOADS_*` variables.
+
+        Raises:
+            PayloadSettingsError: `payloads` names no store that can be used here.
         """
         self._settings = settings or KafkaSettings()
         self._source = source
         self._client_id = client_id
         self._timeout_s = connect_timeout_s
+        payloads = payloads or PayloadSettings()
+        self._payloads = open_payload_store(payloads)
         self._producer = EventProducer(
             self._settings,
             client_id=client_id,
             delivery_timeout_s=delivery_timeout_s,
             start_timeout_s=connect_timeout_s,
+            payloads=self._payloads,
+            event_bytes=payloads.event_bytes,
         )
-        self._watch = OutcomeWatch(self._settings, client_id=client_id, timeout_s=connect_timeout_s)
+        self._watch = OutcomeWatch(
+            self._settings, client_id=client_id, timeout_s=connect_timeout_s, payloads=self._payloads
+        )
         self._streams: set[EventStream[Any]] = set()
         self._stack = AsyncExitStack()
 
@@ -247,6 +261,8 @@ class TowlineClient:
             KafkaUnavailableError: No broker answered within `connect_timeout_s`.
         """
         async with AsyncExitStack() as opening:
+            if self._payloads is not None:
+                await opening.enter_async_context(self._payloads)
             await opening.enter_async_context(self._producer)
             await self._watch.open()
             opening.push_async_callback(self._watch.close)
@@ -413,13 +429,19 @@ class TowlineClient:
             since=since,
             remember=remember,
             timeout_s=self._timeout_s,
+            payloads=self._payloads,
         )
         self._streams.add(stream)
         return stream
 
     def _run_events(self, run_id: str, since: Since) -> AsyncIterator[Event]:
         return run_events(
-            self._settings, run_id, since, client_id=f"{self._client_id}-run", timeout_s=self._timeout_s
+            self._settings,
+            run_id,
+            since,
+            client_id=f"{self._client_id}-run",
+            timeout_s=self._timeout_s,
+            payloads=self._payloads,
         )
 
     async def _close_streams(self) -> None:

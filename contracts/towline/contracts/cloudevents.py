@@ -25,10 +25,11 @@ from towline.contracts.attributes import (
     binary_parts,
     is_attribute_text,
     is_structured,
+    parse_json,
     structured_parts,
     valid_trace,
 )
-from towline.contracts.errors import DecodeError, EncodeError
+from towline.contracts.errors import DataElsewhereError, DecodeError, EncodeError
 from towline.contracts.events import (
     EVENT_MODEL_BY_TYPE,
     AppRegistered,
@@ -38,11 +39,12 @@ from towline.contracts.events import (
     is_run_id,
     parse_time,
 )
+from towline.contracts.payload_reference import DATAREF, SCHEME, PayloadReference
 
 _EXTENSION_NAME: Final = re.compile(r"[a-z0-9]{1,64}")
 _RESERVED: Final = frozenset(
     {"specversion", "id", "source", "type", "time", "subject", "datacontenttype", "data", "data_base64"}
-    | {"traceparent", "tracestate"}
+    | {"traceparent", "tracestate", DATAREF}
 )
 _COMMAND_TOPICS: Final = frozenset({"runs", "approvals"})
 _SPEC_VERSION: Final = b"1.0"
@@ -97,7 +99,11 @@ def encode(event: Event) -> Record:
 
 
 def decode(
-    *, key: bytes | None = None, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]
+    *,
+    key: bytes | None = None,
+    value: bytes | None,
+    headers: Iterable[tuple[str, bytes | None]],
+    data: bytes | None = None,
 ) -> Event:
     """The event that a Kafka record carries, in binary or structured mode.
 
@@ -110,14 +116,46 @@ def decode(
             reasons of its own to choose another key.
         value: The record's value.
         headers: The record's headers, names in any case.
+        data: The data of a record that carries only a reference to it (attribute `dataref`), fetched by
+            `towline.contracts.payloads`.
 
     Raises:
+        DataElsewhereError: The record carries a reference, and `data` was not given.
         DecodeError: The record is no event of this contract. Nothing else is ever raised.
     """
     del key
     named = tuple(headers)
-    attributes, data = structured_parts(value, named) if is_structured(named) else binary_parts(value, named)
-    return _event(attributes, data)
+    attributes, content = (
+        structured_parts(value, named) if is_structured(named) else binary_parts(value, named)
+    )
+    if content is None and DATAREF in attributes.values:
+        if data is None:
+            raise _elsewhere(attributes)
+        content = parse_json(data, DATAREF)
+    return _event(attributes, content)
+
+
+def _elsewhere(attributes: Attributes) -> DecodeError:
+    """What to raise for a record that carries a reference in place of its data."""
+    model = _model(attributes)
+    text = attributes.required(DATAREF)
+    reference = PayloadReference.parse(text)
+    if reference is None:
+        return DecodeError(
+            "invalid_reference",
+            f"{attributes.label(DATAREF)}: {text[:80]!r} is not followed: only "
+            f"{SCHEME}:sha256:<digest>:<bytes> is, which names data in the payload store that is configured "
+            "here: send the data itself otherwise",
+            field=DATAREF,
+        )
+    return DataElsewhereError(
+        reference,
+        event_id=attributes.required("id"),
+        event_type=model.event_type,
+        time=_time(attributes),
+        subject=attributes.optional("subject"),
+        traceparent=valid_trace(*attributes.trace)[0],
+    )
 
 
 def _event(attributes: Attributes, data: Any) -> Event:

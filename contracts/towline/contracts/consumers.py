@@ -14,10 +14,16 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, cast
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from towline.contracts.cloudevents import decode
-from towline.contracts.errors import ClientError, DecodeError, KafkaUnavailableError
+from towline.contracts.errors import (
+    ClientError,
+    DecodeError,
+    KafkaUnavailableError,
+    PayloadStoreAwayError,
+)
 from towline.contracts.events import Event
 from towline.contracts.kafka import REFUSALS, backoff_s, connect
+from towline.contracts.payloads.claim_check import decode_resolved
+from towline.contracts.payloads.store import PayloadStore
 from towline.contracts.salvage import TolerantConsumer
 from towline.contracts.settings import KafkaSettings
 
@@ -32,6 +38,7 @@ METADATA_MAX_AGE_MS: Final = 30_000
 """A topic that grows is noticed within this time."""
 _REQUEST_TIMEOUT_MS: Final = 10_000
 _STOP_S: Final = 5.0
+_DATA_NOT_TO_BE_HAD: Final = frozenset({"data_elsewhere", "payload_missing"})
 
 
 class ConsumedRecord(Protocol):
@@ -66,23 +73,41 @@ class RecentIds:
         return True
 
 
-def decoded(record: ConsumedRecord) -> Event | None:
-    """The record's event; None, with a line in the log, for one that is no event of the contract."""
-    try:
-        return decode(key=record.key, value=record.value, headers=record.headers)
-    except DecodeError as error:
-        _log.warning(
-            "record_undecodable",
-            extra={
-                "topic": record.topic,
-                "partition": record.partition,
-                "offset": record.offset,
-                "reason": error.reason,
-                "field": error.field,
-                "error": str(error),
-            },
-        )
-        return None
+async def resolved(record: ConsumedRecord, payloads: PayloadStore | None) -> Event | None:
+    """The record's event; None, with a line in the log, for one that is no event of the contract.
+
+    Data that is kept in a payload store is fetched, however long the store is away.
+
+    Raises:
+        DecodeError: It is an event, but its data is not to be had: ``data_elsewhere``
+            (`DataElsewhereError`: no store is configured) or ``payload_missing``.
+    """
+    for attempt in itertools.count():
+        try:
+            return await decode_resolved(payloads, key=record.key, value=record.value, headers=record.headers)
+        except DecodeError as error:
+            _log_undecodable(record, error)
+            if error.reason in _DATA_NOT_TO_BE_HAD:
+                raise
+            return None
+        except PayloadStoreAwayError as error:
+            _log.warning("payload_store_away", extra={"attempt": attempt + 1, "error": str(error)})
+            await asyncio.sleep(backoff_s(attempt))
+    raise AssertionError("unreachable")
+
+
+def _log_undecodable(record: ConsumedRecord, error: DecodeError) -> None:
+    _log.warning(
+        "record_undecodable",
+        extra={
+            "topic": record.topic,
+            "partition": record.partition,
+            "offset": record.offset,
+            "reason": error.reason,
+            "field": error.field,
+            "error": str(error),
+        },
+    )
 
 
 @asynccontextmanager

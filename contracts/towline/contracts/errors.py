@@ -3,9 +3,15 @@
 ```
 TowlineError
 ├── DecodeError            a record is no event of this contract (carries reason and field)
+│   └── DataElsewhereError its data is in a payload store, and none is configured here (carries the reference)
 ├── EncodeError            an event cannot be written (too large, not JSON)
+│   └── PayloadTooLargeError   a payload store takes no data so large
 ├── PublishError           the broker has not acknowledged an event in time (it may have it all the same)
 ├── KafkaUnavailableError  no broker answered
+├── PayloadError           something about a payload store
+│   ├── PayloadSettingsError   its settings, or a library that is not installed
+│   ├── PayloadStoreAwayError  it does not answer: try again
+│   └── PayloadMissingError    it does not have what was asked for: trying again won't help
 └── ClientError
     ├── ResultTimeoutError no outcome within the time given; the run itself goes on
     └── RunEndedError      the run ended without an output (carries the outcome)
@@ -17,9 +23,13 @@ TowlineError
 
 from __future__ import annotations
 
-from typing import Generic, Literal, TypeAlias, TypeVar
+from datetime import datetime
+from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
 
 from towline.contracts.events import Event, RunCancelled, RunFailed, RunOutcome, RunRejected
+
+if TYPE_CHECKING:
+    from towline.contracts.payload_reference import PayloadReference
 
 DecodeReason: TypeAlias = Literal[
     "unreadable",
@@ -34,6 +44,9 @@ DecodeReason: TypeAlias = Literal[
     "invalid_data",
     "missing_attribute",
     "invalid_attribute",
+    "invalid_reference",
+    "data_elsewhere",
+    "payload_missing",
 ]
 
 
@@ -55,8 +68,64 @@ class DecodeError(TowlineError):
         self.field = field
 
 
+class DataElsewhereError(DecodeError):
+    """The record carries a reference (`dataref`) to its data, which is in a payload store.
+
+    Attributes:
+        reference: Names the data; `PayloadStore.get` has it.
+        event_id: The event's id.
+        event_type: Its type.
+        time: Its time, as far as the record says.
+        subject: What it is about, its run's id, as far as the record says.
+        traceparent: Its trace context, valid.
+    """
+
+    def __init__(
+        self,
+        reference: PayloadReference,
+        *,
+        event_id: str,
+        event_type: str,
+        time: datetime | None = None,
+        subject: str | None = None,
+        traceparent: str | None = None,
+    ) -> None:
+        super().__init__(
+            "data_elsewhere",
+            f"dataref: the data is in a payload store ({reference}), and none is configured here: "
+            "set TOWLINE_PAYLOADS_URL to the store that its publisher uses",
+            field="dataref",
+        )
+        self.reference = reference
+        self.event_id = event_id
+        self.event_type = event_type
+        self.time = time
+        self.subject = subject
+        self.traceparent = traceparent
+
+
 class EncodeError(TowlineError):
     """An event cannot be written as a Kafka record."""
+
+
+class PayloadTooLargeError(EncodeError):
+    """Larger than what a payload store takes."""
+
+
+class PayloadError(TowlineError):
+    """Base of what can be wrong with a payload store."""
+
+
+class PayloadSettingsError(PayloadError):
+    """Its settings name no store, or one whose library is not installed."""
+
+
+class PayloadStoreAwayError(PayloadError):
+    """It does not answer, or refuses: try again."""
+
+
+class PayloadMissingError(PayloadError):
+    """It answers, and does not have what was asked for. Trying again does not help."""
 
 
 class PublishError(TowlineError):

@@ -44,10 +44,11 @@ refuses (header values that are no UTF-8, or null).
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import Any
 
-from towline.contracts.cloudevents import decode
 from towline.contracts.events import Event
+from towline.contracts.payloads import PayloadStore, decode_resolved, open_payload_store
 
 __all__ = ["decoder", "parser"]
 
@@ -55,14 +56,22 @@ __all__ = ["decoder", "parser"]
 async def decoder(message: Any) -> Event:
     """The event in a FastStream `KafkaMessage`.
 
+    Data that is kept in a payload store is fetched from the one that `TOWLINE_PAYLOADS_URL` names.
+
     Raises:
         DecodeError: The record is no event of the contract.
+        PayloadStoreAwayError: The store does not answer.
         TypeError: The subscriber is a batch one: subscribe without ``batch=True``.
     """
     record = message.raw_message
     if isinstance(record, tuple):
         raise TypeError("towline's decoder takes single records: subscribe without batch=True")
-    return decode(key=record.key, value=record.value, headers=record.headers)
+    return await decode_resolved(_payload_store(), key=record.key, value=record.value, headers=record.headers)
+
+
+@cache
+def _payload_store() -> PayloadStore | None:
+    return open_payload_store()
 
 
 async def parser(record: Any, original: Callable[[Any], Awaitable[Any]]) -> Any:

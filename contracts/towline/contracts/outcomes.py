@@ -18,16 +18,17 @@ from towline.contracts.consumers import (
     Since,
     assign,
     consumer,
-    decoded,
     end_offsets,
     partitions_of,
     poll,
     refused,
     resolve,
+    resolved,
 )
-from towline.contracts.errors import ClientError, KafkaUnavailableError
+from towline.contracts.errors import ClientError, DecodeError, KafkaUnavailableError, TowlineError
 from towline.contracts.events import OUTCOME_MODELS, Event, RunOutcome
 from towline.contracts.kafka import REFUSALS, backoff_s
+from towline.contracts.payloads.store import PayloadStore
 from towline.contracts.settings import KafkaSettings
 
 _log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Watched:
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
         self.outcome: Event[RunOutcome] | None = None
-        self.error: ClientError | None = None
+        self.error: TowlineError | None = None
         self.covered = False
         """Whether everything since the run's beginning was read, or is being read."""
         self.scanning = False
@@ -64,7 +65,7 @@ class Watched:
         if event is not None:
             self._settle(event)
 
-    def failed(self, error: ClientError) -> None:
+    def failed(self, error: TowlineError) -> None:
         """Reading has come to an end; whoever waits gets `error`, a later wait tries again."""
         self.scanning = self.covered = False
         self.error = error
@@ -84,8 +85,16 @@ class OutcomeWatch:
     serves all such runs at a time; only records whose key is a wanted run's id are decoded.
     """
 
-    def __init__(self, settings: KafkaSettings, *, client_id: str, timeout_s: float | None) -> None:
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        *,
+        client_id: str,
+        timeout_s: float | None,
+        payloads: PayloadStore | None = None,
+    ) -> None:
         self._settings = settings
+        self._payloads = payloads
         self._client_id = client_id
         self._timeout_s = timeout_s
         self._topic = settings.topics.results
@@ -155,6 +164,7 @@ class OutcomeWatch:
 
         Raises:
             ClientError: `results` cannot be read, or the client was closed.
+            DecodeError: Its data is in a payload store, and cannot be had from there.
         """
         while watched.outcome is None:
             watched.error = None
@@ -217,7 +227,7 @@ class OutcomeWatch:
                 attempt = 0
                 for record in records:
                     self._positions[TopicPartition(record.topic, record.partition)] = record.offset + 1
-                    self._live_record(record)
+                    await self._live_record(record)
                 if loop.time() >= next_check:
                     next_check = loop.time() + _GROWTH_CHECK_S
                     await self._follow_growth(reader)
@@ -228,13 +238,18 @@ class OutcomeWatch:
                 await asyncio.sleep(backoff_s(attempt))
                 attempt += 1
 
-    def _live_record(self, record: ConsumedRecord) -> None:
+    async def _live_record(self, record: ConsumedRecord) -> None:
         watched = self._runs.get(record.key) if record.key is not None else None
-        if watched is not None and (event := self._outcome_in(record)) is not None:
+        if watched is not None and (event := await self._outcome_in(record, watched)) is not None:
             watched.seen_live(event)
 
-    def _outcome_in(self, record: ConsumedRecord) -> Event[RunOutcome] | None:
-        event = decoded(record)
+    async def _outcome_in(self, record: ConsumedRecord, watched: Watched) -> Event[RunOutcome] | None:
+        try:
+            event = await resolved(record, self._payloads)
+        except DecodeError as error:
+            # The run has ended, and how cannot be read: whoever waits must not wait for ever.
+            watched.failed(error)
+            return None
         if event is None:
             self.undecodable_count += 1
         elif isinstance(event.data, OUTCOME_MODELS):
@@ -286,8 +301,11 @@ class OutcomeWatch:
             while left and by_key:
                 for record in await poll(reader, timeout_s=_POLL_S, max_records=5000):
                     watched = by_key.get(record.key) if record.key is not None else None
-                    if watched is not None and (event := self._outcome_in(record)) is not None:
+                    if watched is None:
+                        continue
+                    if (event := await self._outcome_in(record, watched)) is not None:
                         watched.scanned(event)
+                    if event is not None or watched.error is not None:
                         del by_key[watched.run_id.encode()]
                 left = {
                     partition: end

@@ -23,9 +23,11 @@ from aiokafka.errors import (
 )
 
 from towline.contracts.cloudevents import Record, encode
-from towline.contracts.errors import EncodeError, PublishError
+from towline.contracts.errors import EncodeError, PayloadStoreAwayError, PublishError
 from towline.contracts.events import Event
 from towline.contracts.kafka import backoff_s, connect
+from towline.contracts.payloads.claim_check import checked_in
+from towline.contracts.payloads.store import PayloadStore
 from towline.contracts.settings import KafkaSettings
 from towline.contracts.tracing import sending
 
@@ -63,6 +65,8 @@ class EventProducer:
         start_timeout_s: float | None = None,
         max_record_bytes: int = 1_000_000,
         linger_ms: int = 0,
+        payloads: PayloadStore | None = None,
+        event_bytes: int = 900_000,
     ) -> None:
         """Make a producer; `start` or ``async with`` connects it.
 
@@ -74,6 +78,8 @@ class EventProducer:
             start_timeout_s: Longest that `start` waits for a broker, in seconds; None waits for ever.
             max_record_bytes: Largest record; Kafka's own default limit is 1,048,588 bytes a batch.
             linger_ms: Waits this long for more events to share a batch.
+            payloads: Takes the data of events that are too large for Kafka; they carry a reference instead.
+            event_bytes: Data of more bytes goes to `payloads`.
         """
         self._settings = settings
         self._client_id = client_id
@@ -81,6 +87,8 @@ class EventProducer:
         self._start_timeout_s = start_timeout_s
         self._max_record_bytes = max_record_bytes
         self._linger_ms = linger_ms
+        self._payloads = payloads
+        self._event_bytes = event_bytes
         self._producer: AIOKafkaProducer | None = None
         self._replacing = asyncio.Lock()
         self._stopped = False
@@ -135,7 +143,8 @@ class EventProducer:
         with sending([(name(event.data.topic), event) for event in events]) as traced:
             now = datetime.now(UTC)
             timed = [event if event.time is not None else replace(event, time=now) for event in traced]
-            await self._deliver([_Send(name(event.data.topic), encode(event), event.id) for event in timed])
+            sends = [_Send(name(event.data.topic), encode(event), event.id) for event in timed]
+            await self._deliver([await self._claim_checked(send) for send in sends])
 
     async def send_record(
         self, topic: str, record: Record, *, name: str, partition: int | None = None
@@ -158,6 +167,23 @@ class EventProducer:
         if record.key is None and record.value is None:
             record = replace(record, key=b"")
         await self._deliver([_Send(topic, record, name, partition)])
+
+    async def _claim_checked(self, send: _Send) -> _Send:
+        """`send` as it is, or with a reference in place of its data if that is large."""
+        store, data = self._payloads, send.record.value
+        # The catalog is compacted: there, a record without value deletes.
+        compacted = send.topic == self._settings.topics.catalog
+        if store is None or data is None or len(data) <= self._event_bytes or compacted:
+            return send
+        try:
+            async with asyncio.timeout(self._delivery_timeout_s):
+                return replace(send, record=await checked_in(send.record, send.event_id, store))
+        except (PayloadStoreAwayError, TimeoutError) as error:
+            raise PublishError(
+                f"event {send.event_id}: its {len(data)} bytes are too large for Kafka, and the payload "
+                f"store did not take them ({error!s}): send it again once the store answers",
+                event_id=send.event_id,
+            ) from error
 
     async def _deliver(self, waiting: list[_Send]) -> None:
         for send in waiting:
@@ -214,7 +240,7 @@ class EventProducer:
         if isinstance(problem, _TOO_LARGE):
             raise EncodeError(
                 f"event {send.event_id}: is too large for topic {send.topic} ({problem}): make it smaller, "
-                "pass a reference, or raise the topic's max.message.bytes"
+                "set TOWLINE_PAYLOADS_URL to a store for large data, or raise the topic's max.message.bytes"
             ) from problem
         if isinstance(problem, _REFUSED):
             raise PublishError(
@@ -239,7 +265,7 @@ class EventProducer:
         if size > self._max_record_bytes:
             raise EncodeError(
                 f"event {send.event_id}: has {size} bytes, at most {self._max_record_bytes} are allowed: "
-                "make it smaller, or pass a reference to where the content is"
+                "make it smaller, or set TOWLINE_PAYLOADS_URL to a store for large data"
             )
 
     def _current(self, send: _Send) -> AIOKafkaProducer:

@@ -14,7 +14,9 @@ from towline.contracts.topics import DEFAULT_PREFIX, Topics
 class KafkaSettings(BaseSettings):
     """How to reach Kafka. Used by every role and by the client."""
 
-    model_config = SettingsConfigDict(env_prefix="TOWLINE_KAFKA_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="TOWLINE_KAFKA_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     bootstrap: str = Field(default="127.0.0.1:9092", description="Comma-separated host:port of some brokers.")
     topic_prefix: str = Field(default=DEFAULT_PREFIX, description="Put before each topic's name.")
@@ -26,6 +28,9 @@ class KafkaSettings(BaseSettings):
     )
     sasl_username: str | None = Field(default=None, description="SASL user name.")
     sasl_password: SecretStr | None = Field(default=None, description="SASL password.")
+    sasl_password_file: Path | None = Field(
+        default=None, description="File that holds the SASL password, for example a mounted secret."
+    )
     ssl_ca_file: Path | None = Field(
         default=None, description="PEM file of the authority to trust; default: the system's."
     )
@@ -33,6 +38,11 @@ class KafkaSettings(BaseSettings):
         default=None, description="PEM file of the client certificate, for mutual TLS."
     )
     ssl_key_file: Path | None = Field(default=None, description="PEM file of the client certificate's key.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_files(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return with_secret_of_file(values, "sasl_password")
 
     @property
     def topics(self) -> Topics:
@@ -65,18 +75,75 @@ class KafkaSettings(BaseSettings):
 class RedisSettings(BaseSettings):
     """How to reach Redis or Valkey. Used by worker and relay."""
 
-    model_config = SettingsConfigDict(env_prefix="TOWLINE_REDIS_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="TOWLINE_REDIS_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),
-        description="redis:// or rediss:// (TLS), with user and password.",
+        description="redis:// or rediss:// (TLS), with user and password; ?ssl_ca_certs=FILE names the "
+        "authority to trust.",
     )
+    url_file: Path | None = Field(
+        default=None, description="File that holds the URL, for example a mounted secret."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_files(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return with_secret_of_file(values, "url")
+
+
+class PayloadSettings(BaseSettings):
+    """Where data goes that is too large for Kafka and for histories. Used by every role and by the client."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TOWLINE_PAYLOADS_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
+
+    url: SecretStr | None = Field(
+        default=None,
+        description="The payload store, the same for all roles and clients: file:///folder, redis://, "
+        "rediss://, s3://bucket/prefix, az://container/prefix, gs://bucket/prefix; default: none, large data "
+        "is refused.",
+    )
+    url_file: Path | None = Field(
+        default=None, description="File that holds the URL, for example a mounted secret."
+    )
+    inline_bytes: int = Field(
+        default=262_144, ge=1_024, description="Larger fields of an orchestration's history go to the store."
+    )
+    event_bytes: int = Field(
+        default=900_000,
+        ge=1_024,
+        le=1_000_000,
+        description="An event whose data is larger carries a reference (dataref) to it.",
+    )
+    max_bytes: int = Field(
+        default=32 * 1024 * 1024, ge=1_024, description="Largest payload that is taken, before compression."
+    )
+    retention_s: float = Field(
+        default=31 * 24 * 3600.0,
+        gt=0,
+        description="Payloads that were not used for so long are deleted (folder) or expire (Redis); longer "
+        "than any run and than the topics' retention. S3, Azure and GCS: set a lifecycle rule.",
+    )
+    cache_bytes: int = Field(
+        default=64 * 1024 * 1024, ge=0, description="Memory of one process for the payloads used last."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_files(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return with_secret_of_file(values, "url")
 
 
 class SchedulerSettings(BaseSettings):
     """How to reach the Durable Task scheduler (ours or Azure's). Used by bridge and worker."""
 
-    model_config = SettingsConfigDict(env_prefix="TOWLINE_SCHEDULER_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="TOWLINE_SCHEDULER_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     address: str = Field(
         default="http://127.0.0.1:8080", description="http:// is a plaintext channel, https:// one with TLS."
@@ -95,23 +162,23 @@ class SchedulerSettings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_token_file(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return _with_token_of_file(values)
+    def _read_files(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return with_secret_of_file(values, "token")
 
 
-def _with_token_of_file(values: dict[str, Any]) -> dict[str, Any]:
-    """`values` of a settings class with `token` from the file named by `token_file`, if it has none itself.
+def with_secret_of_file(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """`values` of a settings class with `name` from the file that ``{name}_file`` names, unless it is set.
 
     Raises:
         ValueError: The file cannot be read, or is empty.
     """
-    path = values.get("token_file")
-    if not path or values.get("token"):
+    path = values.get(f"{name}_file")
+    if not path or values.get(name):
         return values
     try:
-        token = Path(path).read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ValueError(f"token_file {path}: {error.strerror}") from None
-    if not token:
-        raise ValueError(f"token_file {path} is empty")
-    return {**values, "token": token}
+        secret = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name}_file {path}: {getattr(error, 'strerror', None) or 'is no UTF-8'}") from None
+    if not secret:
+        raise ValueError(f"{name}_file {path} is empty")
+    return {**values, name: secret}

@@ -21,17 +21,18 @@ from towline.contracts.consumers import (
     Since,
     assign,
     consumer,
-    decoded,
     end_offsets,
     partitions_of,
     patiently,
     poll,
     refused,
     resolve,
+    resolved,
 )
-from towline.contracts.errors import ClientError, KafkaUnavailableError
+from towline.contracts.errors import ClientError, DataElsewhereError, DecodeError, KafkaUnavailableError
 from towline.contracts.events import OUTCOME_MODELS, Event, EventData
 from towline.contracts.kafka import REFUSALS, backoff_s
+from towline.contracts.payloads.store import PayloadStore
 from towline.contracts.settings import KafkaSettings
 from towline.contracts.tracing import Processing, process_attributes, tracing_is_on
 
@@ -75,8 +76,10 @@ class EventStream(Generic[DataT]):
         since: datetime | None,
         remember: int,
         timeout_s: float | None,
+        payloads: PayloadStore | None = None,
     ) -> None:
         self._settings = settings
+        self._payloads = payloads
         self._topics = tuple(topics)
         self._client_id = client_id
         self._group_id = group_id
@@ -117,6 +120,8 @@ class EventStream(Generic[DataT]):
             StopAsyncIteration: The stream was closed.
             KafkaUnavailableError: No broker answered at the start, within the client's time.
             ClientError: A topic cannot be read.
+            DataElsewhereError: An event's data is in a payload store, and none is configured here. The event
+                is not passed over: it is raised for again.
         """
         self._processing.end()
         if self._current is not None:
@@ -125,8 +130,11 @@ class EventStream(Generic[DataT]):
         while not self._closed:
             reader = await self._opened()
             while self._records:
-                record = self._records.popleft()
-                event = decoded(record)
+                record = self._records[0]
+                event = await self._event_of(record)
+                if not self._records or self._records[0] is not record:
+                    continue  # its partition went to another member meanwhile
+                self._records.popleft()
                 if event is None:
                     self.undecodable_count += 1
                 elif self._recent.is_new(event.id):
@@ -152,6 +160,14 @@ class EventStream(Generic[DataT]):
             await self._commit(self._reader)
         self._reader = None
         await self._stack.aclose()
+
+    async def _event_of(self, record: ConsumedRecord) -> Event | None:
+        try:
+            return await resolved(record, self._payloads)
+        except DataElsewhereError:
+            raise
+        except DecodeError:
+            return None  # its data is gone for good; it is in the log
 
     def _begin_processing(self, record: ConsumedRecord, event: Event) -> None:
         if not tracing_is_on():
@@ -276,7 +292,13 @@ class _Rebalance(ConsumerRebalanceListener):
 
 
 async def run_events(
-    settings: KafkaSettings, run_id: str, since: Since, *, client_id: str, timeout_s: float | None
+    settings: KafkaSettings,
+    run_id: str,
+    since: Since,
+    *,
+    client_id: str,
+    timeout_s: float | None,
+    payloads: PayloadStore | None = None,
 ) -> AsyncGenerator[Event]:
     """All events of one run from `since` on, each once, its outcome last; then it ends.
 
@@ -294,7 +316,10 @@ async def run_events(
         ends: dict[TopicPartition, int] | None = None
         while ends is None or not await _reached(reader, ends):
             for record in await patiently(lambda: poll(reader, timeout_s=_POLL_S)):
-                if record.key != key or (event := decoded(record)) is None or event.id in seen:
+                if record.key != key:
+                    continue
+                event = await resolved(record, payloads)
+                if event is None or event.id in seen:
                     continue
                 seen.add(event.id)
                 if isinstance(event.data, OUTCOME_MODELS):

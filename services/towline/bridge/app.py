@@ -20,8 +20,9 @@ from towline.bridge.sweeper import Sweeper
 from towline.bridge.watches import Watches
 from towline.contracts.errors import KafkaUnavailableError
 from towline.contracts.kafka import TopicError, ensure_topics
+from towline.contracts.payloads import PayloadStore, open_payload_store
 from towline.contracts.producer import EventProducer
-from towline.contracts.settings import KafkaSettings, SchedulerSettings
+from towline.contracts.settings import KafkaSettings, PayloadSettings, SchedulerSettings
 from towline.delivery import Backoff, Consumer, ConsumerOptions, Limits, Policy
 from towline.delivery.dead_letters import DeadLetterWriter
 from towline.delivery.metrics import observe
@@ -40,6 +41,7 @@ class Bridge:
     settings: BridgeSettings
     kafka: KafkaSettings
     scheduler: SchedulerSettings
+    payloads: PayloadSettings = field(default_factory=PayloadSettings)
     _consumers: list[Consumer[Command]] = field(default_factory=list["Consumer[Command]"], init=False)
     _follower: CatalogFollower | None = field(default=None, init=False)
     _availability: Availability | None = field(default=None, init=False)
@@ -52,15 +54,24 @@ class Bridge:
             consumer.stop()
 
     async def run(self) -> None:
-        """Bridge until stopped. Neighbours that are away are waited for, at the start too."""
+        """Bridge until stopped. Neighbours that are away are waited for, at the start too.
+
+        Raises:
+            PayloadSettingsError: The payload store's settings are of no use.
+        """
+        payloads = open_payload_store(self.payloads)
         if not await self._until_stopped(self._topics()):
             return
         async with AsyncExitStack() as exits:
+            if payloads is not None:
+                await exits.enter_async_context(payloads)
             producer = EventProducer(
                 self.kafka,
                 client_id="towline-bridge",
                 delivery_timeout_s=_DELIVERY_TIMEOUT_S,
                 linger_ms=_LINGER_MS,
+                payloads=payloads,
+                event_bytes=self.payloads.event_bytes,
             )
             dead_letters = EventProducer(
                 self.kafka,
@@ -73,14 +84,23 @@ class Bridge:
                 if not await self._until_stopped(one.start()):
                     return
             scheduler = await exits.enter_async_context(
-                Scheduler(self.scheduler, call_timeout_s=self.settings.call_timeout_s)
+                Scheduler(
+                    self.scheduler,
+                    call_timeout_s=self.settings.call_timeout_s,
+                    payloads=payloads,
+                    inline_bytes=self.payloads.inline_bytes,
+                )
             )
             await self._work(
-                scheduler, producer, DeadLetterWriter(dead_letters, self.kafka.topics.dead_letters)
+                scheduler, producer, DeadLetterWriter(dead_letters, self.kafka.topics.dead_letters), payloads
             )
 
     async def _work(
-        self, scheduler: Scheduler, producer: EventProducer, dead_letter: DeadLetterWriter
+        self,
+        scheduler: Scheduler,
+        producer: EventProducer,
+        dead_letter: DeadLetterWriter,
+        payloads: PayloadStore | None,
     ) -> None:
         catalog = Catalog()
         follower = self._follower = CatalogFollower(self.kafka, catalog)
@@ -94,6 +114,7 @@ class Bridge:
             answers=answers,
             recall=Recall(self.kafka),
             watches=Watches(scheduler, availability),
+            payloads=payloads,
         )
         runs = self._consumer("runs", commands, dead_letter)
         # Of its own, so that a flood of requests never keeps a decision waiting.
@@ -112,6 +133,8 @@ class Bridge:
             asyncio.create_task(availability.run(), name="availability"),
             asyncio.create_task(sweeper.run(), name="sweeper"),
         ]
+        if payloads is not None:
+            helpers.append(asyncio.create_task(payloads.sweep_forever(), name="payloads-sweep"))
         consuming = [asyncio.create_task(consumer.run(), name="consumer") for consumer in self._consumers]
         if self._stopping.is_set():
             self.stop()

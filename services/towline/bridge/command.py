@@ -12,6 +12,7 @@ import typer
 from towline.bridge import failpoints
 from towline.bridge.app import Bridge
 from towline.bridge.settings import BridgeSettings
+from towline.contracts.errors import PayloadSettingsError
 from towline.contracts.settings import KafkaSettings, SchedulerSettings
 from towline.telemetry import HealthServer, set_up
 
@@ -30,7 +31,11 @@ def bridge(
         settings = settings.model_copy(update={"http_listen": http_listen})
     failpoints.arm_from(os.environ.get("TOWLINE_BRIDGE_FAILPOINTS", ""))
     with set_up("towline-bridge"):
-        asyncio.run(_run(Bridge(settings, KafkaSettings(), SchedulerSettings())))
+        try:
+            asyncio.run(_run(Bridge(settings, KafkaSettings(), SchedulerSettings())))
+        except PayloadSettingsError as error:
+            typer.echo(f"towline bridge: {error}", err=True)
+            raise typer.Exit(2) from error
 
 
 async def _run(bridge: Bridge) -> None:

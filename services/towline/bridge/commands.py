@@ -49,7 +49,12 @@ from towline.bridge.watches import Watches
 from towline.contracts.canonical import canonical_json
 from towline.contracts.cloudevents import decode
 from towline.contracts.durable import CANCEL_EVENT, DECISION_EVENT, wrap_input
-from towline.contracts.errors import DecodeError, PublishError
+from towline.contracts.errors import (
+    DataElsewhereError,
+    DecodeError,
+    PayloadStoreAwayError,
+    PublishError,
+)
 from towline.contracts.events import (
     ApprovalDecided,
     ApprovalRefusal,
@@ -59,6 +64,7 @@ from towline.contracts.events import (
     RunControl,
     RunRequested,
 )
+from towline.contracts.payloads import PayloadStore, decode_resolved
 from towline.contracts.tracing import context_of, process_attributes, tracing_is_on
 from towline.delivery import DONE, Backoff, DeadLetter, Deferred, Delivery, KafkaRecord, Outcome, Retry
 from towline.telemetry import conventions
@@ -74,12 +80,18 @@ _CATALOG_POLL_S: Final = 0.5
 _TERMINATED_WAIT_S: Final = 10.0
 _WATCH_SLICE_S: Final = 30.0
 _REQUEUE_AFTER_S: Final = 600.0
+_INPUT_BYTES: Final = 1_000_000
+_ENVELOPE_BYTES: Final = 65_536
+"""Room for what travels around an input: tags, trace context, names."""
 
 
 def read(record: KafkaRecord) -> tuple[Hashable, Command]:
     """A record's lane (its run) and event; what can't be decoded is handled as the error that says why."""
     try:
         event = decode(key=record.key, value=record.value, headers=record.headers)
+    except DataElsewhereError as error:
+        # The data is fetched by the handler, in its run's lane: what comes after it waits for it.
+        return error.subject or (record.key or b"").decode("utf-8", "replace"), error
     except DecodeError as error:
         return ("undecodable", record.key), error
     return getattr(event.data, "run_id", event.id), event
@@ -102,8 +114,12 @@ class Commands:
         answers: Answers,
         recall: Recall,
         watches: Watches,
+        payloads: PayloadStore | None = None,
     ) -> None:
         self._settings = settings
+        self._payloads = payloads
+        store_bytes = None if payloads is None else max(1, payloads.max_bytes - _ENVELOPE_BYTES)
+        self._max_input_bytes = settings.max_input_bytes or store_bytes or _INPUT_BYTES
         self._scheduler = scheduler
         self._availability = availability
         self._catalog = catalog
@@ -114,6 +130,11 @@ class Commands:
     async def handle(self, delivery: Delivery[Command]) -> Outcome:
         """Carry out one command."""
         event = delivery.message
+        if isinstance(event, DataElsewhereError) and self._payloads is not None:
+            try:
+                event = await _fetched(delivery.record, self._payloads)
+            except PayloadStoreAwayError as error:
+                return _store_away(error)
         if isinstance(event, DecodeError):
             return DeadLetter(event.reason, str(event))
         with in_run(_run_of(event)):
@@ -155,6 +176,8 @@ class Commands:
             return Retry("scheduler_away")
         except PublishError:
             return Retry("kafka_away")
+        except PayloadStoreAwayError as error:
+            return _store_away(error)
 
     async def _is_answered(self, event: Event, delivery: Delivery[Command]) -> bool:
         """Whether the command has its answer already: then it is not judged anew, the run has moved on."""
@@ -196,7 +219,7 @@ class Commands:
             now=self._answers.now(),
             waited_s=waited_s,
             run_type_grace_s=self._settings.run_type_grace_s,
-            max_input_bytes=self._settings.max_input_bytes,
+            max_input_bytes=self._max_input_bytes,
         )
         match decision:
             case WaitForCatalog():
@@ -373,11 +396,11 @@ class Commands:
     ) -> Outcome:
         run_id = event.data.run_id
         size = len(canonical_json(event.data.data))
-        if size > self._settings.max_input_bytes:
+        if size > self._max_input_bytes:
             return DeadLetter(
                 "data_too_large",
-                f"data.data: has {size} bytes as JSON, at most {self._settings.max_input_bytes} are taken: "
-                "pass a reference to where the content is, or raise TOWLINE_BRIDGE_MAX_INPUT_BYTES",
+                f"data.data: has {size} bytes as JSON, at most {self._max_input_bytes} are taken: "
+                "make it smaller, or raise TOWLINE_BRIDGE_MAX_INPUT_BYTES",
             )
         command = raised_command(event)
         try:
@@ -415,6 +438,19 @@ class Commands:
         # Not judged anew when Kafka's acknowledgement is lost: it may hold this answer already.
         await _until_published(lambda: self._answers.approval_refused(event, reason))
         logger.info("decision_refused", extra={"run_id": event.data.run_id, "reason": reason})
+
+
+async def _fetched(record: KafkaRecord, payloads: PayloadStore) -> Command:
+    """The event of a record whose data is in `payloads`, or why there is none."""
+    try:
+        return await decode_resolved(payloads, key=record.key, value=record.value, headers=record.headers)
+    except DecodeError as error:
+        return error
+
+
+def _store_away(error: PayloadStoreAwayError) -> Retry:
+    logger.warning("payload_store_away", extra={"error": str(error)})
+    return Retry("payload_store_away")
 
 
 def _run_of(event: Event) -> RunRef:

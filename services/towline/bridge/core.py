@@ -114,8 +114,8 @@ def decide_request(
         return Reject(
             ErrorInfo(
                 type="input_too_large",
-                message=f"input: has {size} bytes as JSON, at most {max_input_bytes} are taken: pass a "
-                "reference to where the content is, or raise TOWLINE_BRIDGE_MAX_INPUT_BYTES",
+                message=f"input: has {size} bytes as JSON, at most {max_input_bytes} are taken: make it "
+                "smaller, or set TOWLINE_PAYLOADS_URL and TOWLINE_BRIDGE_MAX_INPUT_BYTES for larger ones",
             )
         )
     if problems := offers.input_problems(request.input):

@@ -34,6 +34,9 @@ from towline.bridge.errors import (
     SchedulerRefusedError,
 )
 from towline.contracts.durable import CANCELLED_ERROR_TYPE, RunEnvelope, unwrap_input
+from towline.contracts.errors import PayloadTooLargeError
+from towline.contracts.payloads import PayloadStore, is_reference
+from towline.contracts.payloads.durable_store import SharedPayloadStore
 from towline.contracts.settings import SchedulerSettings
 
 _T = TypeVar("_T")
@@ -43,6 +46,8 @@ _MESSAGE_MAX_BYTES: Final = 64 * 1024 * 1024
 _FAR_FUTURE: Final = 4102444800
 _PROBE_ID: Final = "towline.bridge.probe"
 _PAGE_COUNT: Final = 200
+_TRANSFER_S: Final = 60.0
+"""Time for a payload on its way to or from its store, in one call."""
 _TOO_LARGE: Final = re.compile(r"too large|larger than|exceed|\bsize\b", re.IGNORECASE)
 
 _PHASES: Final[dict[OrchestrationStatus, Phase]] = {
@@ -113,14 +118,23 @@ class Commands:
 
 
 class Scheduler:
-    """One channel, shared by all calls. Every call is bounded by `call_timeout_s`.
+    """One channel, shared by all calls. Every call is bounded by `call_timeout_s`, and a payload's transfer.
 
-    Raises (all methods): `SchedulerAwayError`, `SchedulerRefusedError`, `SchedulerFaultError`.
+    Raises (all methods): `SchedulerAwayError`, `SchedulerRefusedError`, `SchedulerFaultError`; those that
+    carry data also `PayloadStoreAwayError`.
     """
 
-    def __init__(self, settings: SchedulerSettings, *, call_timeout_s: float) -> None:
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        *,
+        call_timeout_s: float,
+        payloads: PayloadStore | None = None,
+        inline_bytes: int = 262_144,
+    ) -> None:
         self._settings = settings
         self._call_timeout_s = call_timeout_s
+        self._data_timeout_s = call_timeout_s + (0 if payloads is None else _TRANSFER_S)
         credential = _credential(settings)
         self._client = AsyncDurableTaskSchedulerClient(
             host_address=settings.address,
@@ -133,6 +147,9 @@ class Scheduler:
             ),
             # The client logs each call at INFO, with the ids pasted into the text.
             logger=logging.getLogger("durabletask.client"),
+            payload_store=None
+            if payloads is None
+            else SharedPayloadStore(payloads, threshold_bytes=inline_bytes, lenient=True),
         )
 
     async def __aenter__(self) -> Self:
@@ -158,12 +175,15 @@ class Scheduler:
         await self._call(
             self._client.schedule_new_orchestration(
                 run_type, input=run_input, instance_id=run_id, start_at=start_at
-            )
+            ),
+            timeout_s=self._data_timeout_s,
         )
 
     async def find(self, run_id: str) -> RunState | None:
         """The run, with its envelope and output."""
-        state = await self._call(self._client.get_orchestration_state(run_id, fetch_payloads=True))
+        state = await self._call(
+            self._client.get_orchestration_state(run_id, fetch_payloads=True), timeout_s=self._data_timeout_s
+        )
         return None if state is None else _run_state(state)
 
     async def wait_for_end(self, run_id: str, *, within_s: float) -> bool:
@@ -183,7 +203,9 @@ class Scheduler:
         Raises:
             RunUnknownError: There is no such run.
         """
-        await self._call(self._client.raise_orchestration_event(run_id, name, data=data))
+        await self._call(
+            self._client.raise_orchestration_event(run_id, name, data=data), timeout_s=self._data_timeout_s
+        )
 
     async def suspend(self, run_id: str, reason: str | None) -> None:
         """Suspend it; no effect if it is suspended.
@@ -191,7 +213,7 @@ class Scheduler:
         Raises:
             RunUnknownError: There is no such run.
         """
-        await self._call(self._client.suspend_orchestration(run_id, reason=reason))
+        await self._call(self._client.suspend_orchestration(run_id, reason=_plain(reason)))
 
     async def resume(self, run_id: str, reason: str | None) -> None:
         """Resume it; no effect if it is not suspended.
@@ -199,7 +221,7 @@ class Scheduler:
         Raises:
             RunUnknownError: There is no such run.
         """
-        await self._call(self._client.resume_orchestration(run_id, reason=reason))
+        await self._call(self._client.resume_orchestration(run_id, reason=_plain(reason)))
 
     async def terminate(self, run_id: str, output: Any) -> None:
         """End it and its children on the server, whatever they are doing."""
@@ -211,7 +233,9 @@ class Scheduler:
         Raises:
             RunUnknownError: There is no such run.
         """
-        history = await self._call(self._client.get_orchestration_history(run_id))
+        history = await self._call(
+            self._client.get_orchestration_history(run_id), timeout_s=self._data_timeout_s
+        )
         seen: set[str] = set()
         ended = False
         for event in history:
@@ -259,6 +283,8 @@ class Scheduler:
             raise SchedulerAwayError("the connection to the scheduler was replaced") from error
         except grpc.aio.AioRpcError as error:
             raise self._translated(error) from error
+        except PayloadTooLargeError as error:
+            raise SchedulerRefusedError(str(error), too_large=True) from error
 
     def _translated(self, error: grpc.aio.AioRpcError) -> BridgeError:
         code, details = error.code(), error.details() or ""
@@ -275,6 +301,11 @@ class Scheduler:
         if code in _AWAY:
             return SchedulerAwayError(f"the scheduler at {self._settings.address} {_AWAY[code]}: {details}")
         return SchedulerFaultError(f"{code.name}: {details}")
+
+
+def _plain(reason: str | None) -> str | None:
+    """A reason that nobody takes for a reference: it is the one text in a history that is no JSON."""
+    return f"reason: {reason}" if reason is not None and is_reference(reason) else reason
 
 
 class _StreamMetadata(grpc.aio.UnaryStreamClientInterceptor):

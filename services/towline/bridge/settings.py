@@ -9,7 +9,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class BridgeSettings(BaseSettings):
     """How one bridge process behaves. All durations are in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="TOWLINE_BRIDGE_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="TOWLINE_BRIDGE_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     http_listen: str = Field(
         default="127.0.0.1:8081", description="host:port of /healthz, /readyz and /metrics."
@@ -25,8 +27,11 @@ class BridgeSettings(BaseSettings):
     max_in_flight: int = Field(
         default=256, ge=1, description="Commands handled at the same time, for each of the two topics."
     )
-    max_input_bytes: int = Field(
-        default=1_000_000, ge=1, description="Largest input of a run and data of a decision, as JSON."
+    max_input_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Largest input of a run and data of a decision, as JSON; default: 1,000,000, with a "
+        "payload store what that takes.",
     )
     unknown_run_grace_s: float = Field(
         default=30.0,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from towline.cli.topics import CONNECT_TIMEOUT_S
-from towline.contracts.consumers import assign, consumer, decoded, end_offsets, partitions_of, poll
+from towline.contracts.consumers import assign, consumer, end_offsets, partitions_of, poll, resolved
+from towline.contracts.errors import DecodeError
 from towline.contracts.events import (
     ApprovalRefused,
     ApprovalResolved,
@@ -21,6 +22,7 @@ from towline.contracts.events import (
     RunRejected,
 )
 from towline.contracts.ids import outcome_id
+from towline.contracts.payloads import open_payload_store
 from towline.contracts.settings import KafkaSettings
 
 _POLL_S: Final = 0.1
@@ -44,7 +46,13 @@ async def listening(settings: KafkaSettings, run_id: str, *, ends_run: bool = Fa
         KafkaUnavailableError: No broker answers.
     """
     topics = (settings.topics.events, settings.topics.results)
-    async with consumer(settings, client_id="towline-cli", timeout_s=CONNECT_TIMEOUT_S) as reader:
+    async with AsyncExitStack() as opened:
+        payloads = open_payload_store()
+        if payloads is not None:
+            await opened.enter_async_context(payloads)
+        reader = await opened.enter_async_context(
+            consumer(settings, client_id="towline-cli", timeout_s=CONNECT_TIMEOUT_S)
+        )
         assign(reader, await end_offsets(reader, await partitions_of(reader, topics)))
 
         async def wait(event_id: str, timeout_s: float) -> Event | None:
@@ -52,7 +60,12 @@ async def listening(settings: KafkaSettings, run_id: str, *, ends_run: bool = Fa
                 async with asyncio.timeout(timeout_s):
                     while True:
                         for record in await poll(reader, timeout_s=_POLL_S):
-                            event = decoded(record) if record.key == run_id.encode() else None
+                            if record.key != run_id.encode():
+                                continue
+                            try:
+                                event = await resolved(record, payloads)
+                            except DecodeError:
+                                continue  # its data is not to be had; the log says why
                             if event is not None and _is_answer(event, run_id, event_id, ends_run):
                                 return event
             except TimeoutError:

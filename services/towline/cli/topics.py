@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Any, Final, cast
@@ -15,14 +16,15 @@ from towline.contracts.consumers import (
     RecentIds,
     assign,
     consumer,
-    decoded,
     end_offsets,
     partitions_of,
     poll,
     resolve,
+    resolved,
 )
-from towline.contracts.errors import KafkaUnavailableError
+from towline.contracts.errors import DecodeError, KafkaUnavailableError
 from towline.contracts.events import Event
+from towline.contracts.payloads import PayloadStore, open_payload_store
 from towline.contracts.settings import KafkaSettings
 
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -53,7 +55,13 @@ async def read(
     """
     key = None if run_id is None else run_id.encode()
     ids = RecentIds(_IDS_KEPT)
-    async with consumer(settings, client_id="towline-cli", timeout_s=CONNECT_TIMEOUT_S) as reader:
+    async with AsyncExitStack() as opened:
+        payloads = open_payload_store()
+        if payloads is not None:
+            await opened.enter_async_context(payloads)
+        reader = await opened.enter_async_context(
+            consumer(settings, client_id="towline-cli", timeout_s=CONNECT_TIMEOUT_S)
+        )
         partitions = await partitions_of(reader, topics)
         ends = await end_offsets(reader, partitions)
         earliest = await resolve(reader, partitions, None)
@@ -64,20 +72,26 @@ async def read(
         )
         assign(reader, starts)
         history = await _history(reader, starts, ends)
-        events = [event for record in history if (event := _wanted(record, key, ids)) is not None]
+        found = [await _wanted(record, key, ids, payloads) for record in history]
+        events = [event for event in found if event is not None]
         events.sort(key=itemgetter(1))
         for event in events if last is None else events[len(events) - min(last, len(events)) :]:
             yield event
         while follow:
             for record in await poll(reader, timeout_s=_POLL_S):
-                if (event := _wanted(record, key, ids)) is not None:
+                if (event := await _wanted(record, key, ids, payloads)) is not None:
                     yield event
 
 
-def _wanted(record: ConsumedRecord, key: bytes | None, ids: RecentIds) -> tuple[Event, datetime] | None:
+async def _wanted(
+    record: ConsumedRecord, key: bytes | None, ids: RecentIds, payloads: PayloadStore | None
+) -> tuple[Event, datetime] | None:
     if key is not None and record.key != key:
         return None
-    event = decoded(record)
+    try:
+        event = await resolved(record, payloads)
+    except DecodeError:
+        return None  # its data is not to be had; the log says why
     if event is None or not ids.is_new(event.id):
         return None
     recorded_ms: int = cast("Any", record).timestamp

@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from pydantic import SecretStr
 
 from towline.contracts.kafka import ensure_topics
-from towline.contracts.settings import KafkaSettings
+from towline.contracts.settings import KafkaSettings, PayloadSettings
 from towline.dev.kafka import KafkaPart
 from towline.dev.part import Part
 from towline.dev.process import LineSink
@@ -27,6 +29,7 @@ ADDRESS_VARIABLES: Final = (
 )
 """A part whose address is given is not started."""
 ROLES: Final = ("bridge", "worker", "relay")
+PAYLOADS_VARIABLE: Final = "TOWLINE_PAYLOADS_URL"
 _TOPICS_TIMEOUT_S: Final = 30.0
 
 
@@ -87,7 +90,7 @@ class Stack:
 
     def environment(self) -> dict[str, str]:
         """The `TOWLINE_*` variables of a process that belongs to this stack."""
-        return {**self.plan.settings, **self.addresses}
+        return {PAYLOADS_VARIABLE: self.payloads_url, **self.plan.settings, **self.addresses}
 
     @property
     def parts(self) -> list[Part]:
@@ -105,13 +108,32 @@ class Stack:
     @property
     def kafka(self) -> KafkaSettings:
         """How a client reaches this stack."""
-        # Given as arguments: this process's own TOWLINE_KAFKA_* must not leak in.
-        return KafkaSettings(
-            bootstrap=self.addresses["TOWLINE_KAFKA_BOOTSTRAP"],
-            topic_prefix=self.plan.settings.get(
-                "TOWLINE_KAFKA_TOPIC_PREFIX", os.environ.get("TOWLINE_KAFKA_TOPIC_PREFIX", "towline.")
-            ),
-        )
+        # How a given Kafka wants to be reached comes from where its roles have it, our own is plain.
+        variables = {**os.environ, **self.plan.settings} if self._kafka_is_given else self.plan.settings
+        given = {
+            name: value
+            for name in KafkaSettings.model_fields
+            if (value := variables.get(f"TOWLINE_KAFKA_{name.upper()}")) is not None
+        }
+        prefix = os.environ.get("TOWLINE_KAFKA_TOPIC_PREFIX", "towline.")
+        settings: dict[str, Any] = {"topic_prefix": prefix, **given}
+        settings["bootstrap"] = self.addresses["TOWLINE_KAFKA_BOOTSTRAP"]
+        return KafkaSettings.model_validate(settings)
+
+    @property
+    def _kafka_is_given(self) -> bool:
+        return "TOWLINE_KAFKA_BOOTSTRAP" in self.plan.given
+
+    @property
+    def payloads_url(self) -> str:
+        """Where large inputs and outputs are: in a folder of the stack's, unless another store is set."""
+        given = self.plan.settings.get(PAYLOADS_VARIABLE, os.environ.get(PAYLOADS_VARIABLE))
+        return (self.plan.data.absolute() / "payloads").as_uri() if given is None else given
+
+    @property
+    def payloads(self) -> PayloadSettings:
+        """How a client reaches them."""
+        return PayloadSettings(url=SecretStr(self.payloads_url))
 
     @property
     def redis_url(self) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from towline.contracts.errors import PayloadSettingsError
 from towline.contracts.settings import KafkaSettings, RedisSettings
 from towline.relay.auth.keys import new_key
 from towline.relay.errors import RelaySettingsError
@@ -37,7 +38,7 @@ def relay(
     with set_up("towline-relay"):
         try:
             _run(serve(settings, kafka, redis_settings))
-        except RelaySettingsError as error:
+        except (RelaySettingsError, PayloadSettingsError) as error:
             sys.stderr.write(f"towline relay: {error}\n")
             raise typer.Exit(2) from error
 

@@ -7,6 +7,7 @@ comes back older than it was, or empty, the lost part is read again, and what wa
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,12 +20,13 @@ from aiokafka.errors import KafkaError
 from aiokafka.partitioner import murmur2  # pyright: ignore[reportUnknownVariableType]
 
 from towline.contracts.cloudevents import decode
-from towline.contracts.errors import DecodeError
+from towline.contracts.errors import DataElsewhereError, DecodeError, PayloadStoreAwayError
+from towline.contracts.payloads import PayloadStore, decode_resolved
 from towline.contracts.salvage import TolerantConsumer
 from towline.contracts.settings import KafkaSettings
 from towline.relay.ends import Held, HeldOutcomes, Progress
 from towline.relay.errors import RedisAwayError, RedisLostDataError
-from towline.relay.projection import Change, project
+from towline.relay.projection import Change, project, project_reference
 from towline.relay.settings import RelaySettings
 from towline.relay.store import Mode, RunStore, Step
 from towline.relay.tracing import note_applied
@@ -59,9 +61,17 @@ class LifecycleConsumer:
         kafka: Where Kafka is.
         settings: Group and waits.
         store: Where changes go.
+        payloads: Has the data of events that carry a reference to it.
     """
 
-    def __init__(self, kafka: KafkaSettings, settings: RelaySettings, store: RunStore) -> None:
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        settings: RelaySettings,
+        store: RunStore,
+        payloads: PayloadStore | None = None,
+    ) -> None:
+        self._payloads = payloads
         self._kafka = kafka
         self._settings = settings
         self._group = f"{kafka.topic_prefix}{settings.group}"
@@ -208,7 +218,7 @@ class LifecycleConsumer:
             progress = assignment.progress[_name(tp)]
             for record in records:
                 progress.admit(record.offset)
-                change = self._read(record)
+                change = await self._read(record)
                 if change is None or change.ends:
                     progress.finish(Step(_name(tp), record.offset))
                 else:
@@ -231,7 +241,7 @@ class LifecycleConsumer:
             progress = assignment.progress[_name(tp)]
             for record in records:
                 progress.admit(record.offset)
-                change = self._read(record)
+                change = await self._read(record)
                 if change is None or not change.ends:
                     progress.finish(Step(_name(tp), record.offset))
                 else:
@@ -292,23 +302,46 @@ class LifecycleConsumer:
         else:
             client.resume(*(results & client.paused() - assignment.unpositioned))
 
-    def _read(self, record: Any) -> Change | None:
+    async def _read(self, record: Any) -> Change | None:
         try:
             event = decode(key=record.key, value=record.value, headers=record.headers)
+        except DataElsewhereError as elsewhere:
+            known = project_reference(elsewhere, recorded_ms=record.timestamp)
+            return known or await self._fetch(record)
         except DecodeError as error:
-            self.undecodable += 1
-            _log.warning(
-                "not_an_event",
-                extra={
-                    "topic": record.topic,
-                    "partition": record.partition,
-                    "offset": record.offset,
-                    "reason": error.reason,
-                    "error": str(error),
-                },
-            )
-            return None
+            return self._undecodable(record, error)
         return project(event, recorded_ms=record.timestamp)
+
+    async def _fetch(self, record: Any) -> Change | None:
+        """What a record changes whose data is in the payload store, however long that is away."""
+        for attempt in itertools.count():
+            try:
+                event = await decode_resolved(
+                    self._payloads, key=record.key, value=record.value, headers=record.headers
+                )
+            except DecodeError as error:
+                return self._undecodable(record, error)
+            except PayloadStoreAwayError as error:
+                self._problem = str(error)
+                self._progress_at = time.monotonic()
+                _log.warning("payload_store_away", extra={"attempt": attempt + 1, "error": str(error)})
+                await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
+            else:
+                return project(event, recorded_ms=record.timestamp)
+        raise AssertionError("unreachable")
+
+    def _undecodable(self, record: Any, error: DecodeError) -> None:
+        self.undecodable += 1
+        _log.warning(
+            "not_an_event",
+            extra={
+                "topic": record.topic,
+                "partition": record.partition,
+                "offset": record.offset,
+                "reason": error.reason,
+                "error": str(error),
+            },
+        )
 
     def _events_partition(self, client: Any, run_id: str) -> TopicPartition | None:
         topic = self._kafka.topics.events

@@ -13,6 +13,7 @@ from uuid import uuid4
 import redis
 from redis.asyncio import Redis
 
+from towline.contracts.payload_reference import DATAREF
 from towline.contracts.stream import stream_key
 from towline.relay.errors import RedisAwayError, is_redis_away
 from towline.relay.keys import (
@@ -221,10 +222,10 @@ def _run(run_id: str, fields: Mapping[str, str]) -> dict[str, Any]:
         run["custom_status"] = json.loads(fields["custom_status"])
     if "outcome" in fields:
         outcome: dict[str, Any] = json.loads(fields["outcome"])
-        for name in ("output", "error", "reason", "usage"):
+        for name in ("output", "error", "reason", "usage", DATAREF):
             if name in outcome:
                 run[name] = outcome[name]
-        if run.get("status") == "completed":
+        if run.get("status") == "completed" and DATAREF not in run:
             run.setdefault("output", None)
     # "00-<trace id>-<span id>-<flags>"
     traceparent = fields.get("traceparent", "").split("-")

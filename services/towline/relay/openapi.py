@@ -59,6 +59,8 @@ _RUN: Final = {
         "tags": {"type": "object", "additionalProperties": _TEXT},
         "custom_status": {},
         "output": {},
+        "dataref": {**_TEXT, "description": "Of an output too large for Kafka: its reference."},
+        "output_missing": {**_TEXT, "description": "Why the output that dataref names can't be had."},
         "error": {"type": "object"},
         "reason": _TEXT,
         "usage": {"type": "object"},

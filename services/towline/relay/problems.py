@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from towline.contracts.errors import PayloadStoreAwayError
 from towline.relay.errors import RedisAwayError, RelayError
 
 _log = logging.getLogger(__name__)
@@ -98,6 +99,17 @@ def on_redis_away(_request: Request, error: Exception) -> Response:
     ).response()
 
 
+def on_payload_store_away(_request: Request, error: Exception) -> Response:
+    """Starlette's handler for `PayloadStoreAwayError`."""
+    _log.warning("payload_store_away", extra={"error": str(error)})
+    return ProblemError(
+        503,
+        "payload_store_away",
+        "the payload store does not answer; try again",
+        headers={"Retry-After": "2"},
+    ).response()
+
+
 def on_http_exception(_request: Request, error: Exception) -> Response:
     """Starlette's handler for its own errors: unknown path, wrong method."""
     assert isinstance(error, HTTPException)
@@ -114,6 +126,7 @@ def on_bug(_request: Request, error: Exception) -> Response:
 HANDLERS: Final = {
     ProblemError: on_problem,
     RedisAwayError: on_redis_away,
+    PayloadStoreAwayError: on_payload_store_away,
     HTTPException: on_http_exception,
     Exception: on_bug,
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias, cast
 
+from towline.contracts.errors import DataElsewhereError
 from towline.contracts.events import (
     ApprovalRefused,
     ApprovalRequested,
@@ -21,7 +22,9 @@ from towline.contracts.events import (
     RunProgressed,
     RunRejected,
     RunStarted,
+    is_run_id,
 )
+from towline.contracts.payload_reference import DATAREF
 from towline.contracts.stream import StreamEntryType
 
 RunStatus: TypeAlias = Literal[
@@ -91,6 +94,32 @@ def project(event: Event, *, recorded_ms: int) -> Change | None:
         raw=raw,
         traceparent=event.traceparent,
         **described,
+    )
+
+
+def project_reference(event: DataElsewhereError, *, recorded_ms: int) -> Change | None:
+    """What an event changes whose data is in a payload store, as far as it is known without the data.
+
+    None unless it is a completed run's outcome: its output stays where it is, until somebody asks for it.
+    """
+    run_id = event.subject
+    if event.event_type != RunCompleted.event_type or run_id is None or not is_run_id(run_id):
+        return None
+    raw = {"run_id": run_id, DATAREF: str(event.reference)}
+    fields = {"status": "completed", "outcome": dumps(raw), "outcome_type": event.event_type}
+    if event.time is not None:
+        fields["finished_at"] = event.time.isoformat()
+    return Change(
+        event_id=event.event_id,
+        event_type=event.event_type,
+        run_id=run_id,
+        time_ms=recorded_ms if event.time is None else milliseconds(event.time),
+        entry="end",
+        data={"outcome": "completed", DATAREF: str(event.reference)},
+        raw=raw,
+        ends=True,
+        traceparent=event.traceparent,
+        fields=fields,
     )
 
 

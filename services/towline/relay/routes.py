@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from towline.contracts.errors import PayloadMissingError
 from towline.contracts.events import ControlAction
+from towline.contracts.payloads import DATAREF, PayloadReference, PayloadStore
 from towline.contracts.stream import stream_key, wake_channel
 from towline.relay import commands, sse
 from towline.relay.agui import AguiTranslator
@@ -43,6 +46,7 @@ class Door:
     index: RunIndex
     store: RunStore
     publisher: commands.Publisher
+    payloads: PayloadStore | None = None
 
     # Commands -------------------------------------------------------------------------------------
 
@@ -102,7 +106,11 @@ class Door:
         async for chunk in request.stream():
             size += len(chunk)
             if size > limit:
-                raise ProblemError(413, "too_large", f"body: at most {limit} bytes; pass a reference instead")
+                raise ProblemError(
+                    413,
+                    "too_large",
+                    f"body: at most {limit} bytes; make it smaller, or raise TOWLINE_RELAY_BODY_BYTES_MAX",
+                )
             chunks.append(chunk)
         return b"".join(chunks)
 
@@ -115,10 +123,29 @@ class Door:
         run = await self.index.run(run_id)
         if run is None:
             raise _unknown(run_id)
+        if DATAREF in run:
+            run |= await self._large_outcome(run[DATAREF])
         links = _links(run_id)
         if self.settings.trace_url and "trace_id" in run:
             links["trace"] = self.settings.trace_url.replace("{trace_id}", run["trace_id"])
         return JSONResponse({**run, "links": links})
+
+    async def _large_outcome(self, dataref: str) -> dict[str, Any]:
+        """What is in the payload store of an outcome: output and usage, or why they can't be had.
+
+        Raises:
+            PayloadStoreAwayError: The store does not answer (503).
+        """
+        reference = PayloadReference.parse(dataref)
+        if self.payloads is None or reference is None:
+            return {
+                "output_missing": "the output is in a payload store: set TOWLINE_PAYLOADS_URL of the relay"
+            }
+        try:
+            outcome = from_json(await self.payloads.get(reference), allow_inf_nan=False)
+        except (PayloadMissingError, ValueError) as error:
+            return {"output_missing": str(error)}
+        return {name: outcome[name] for name in ("output", "usage") if name in outcome}
 
     async def list_runs(self, request: Request) -> Response:
         """GET /runs."""

@@ -11,8 +11,9 @@ from typing import Final
 
 import uvicorn
 
+from towline.contracts.payloads import open_payload_store
 from towline.contracts.producer import EventProducer
-from towline.contracts.settings import KafkaSettings, RedisSettings
+from towline.contracts.settings import KafkaSettings, PayloadSettings, RedisSettings
 from towline.relay.app import build_app
 from towline.relay.auth.choose import authenticators_for, split_listen
 from towline.relay.commands import Publisher
@@ -51,11 +52,19 @@ async def serve(settings: RelaySettings, kafka: KafkaSettings, redis_settings: R
     client = connect(redis_settings)
     store = RunStore(client, settings)
     hub = Hub(client, heartbeat_s=settings.heartbeat_s, send_timeout_s=settings.send_timeout_s)
-    consumer = LifecycleConsumer(kafka, settings, store)
+    payload_settings = PayloadSettings()
+    payloads = open_payload_store(payload_settings)
+    consumer = LifecycleConsumer(kafka, settings, store, payloads)
     index = RunIndex(client)
     approvals = OpenApprovals()
-    producer = EventProducer(kafka, client_id="towline-relay", delivery_timeout_s=_PUBLISH_TIMEOUT_S)
-    door = Door(settings, hub, index, store, publisher_of(producer))
+    producer = EventProducer(
+        kafka,
+        client_id="towline-relay",
+        delivery_timeout_s=_PUBLISH_TIMEOUT_S,
+        payloads=payloads,
+        event_bytes=payload_settings.event_bytes,
+    )
+    door = Door(settings, hub, index, store, publisher_of(producer), payloads)
     app = build_app(
         door, settings, authenticators=authenticators, live=consumer.not_alive, ready=consumer.not_ready
     )
@@ -101,6 +110,8 @@ async def serve(settings: RelaySettings, kafka: KafkaSettings, redis_settings: R
         await asyncio.wait(background, timeout=1)
         await producer.stop()
         await client.aclose()
+        if payloads is not None:
+            await payloads.close()
 
 
 def publisher_of(producer: EventProducer) -> Publisher:

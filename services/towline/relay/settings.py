@@ -11,7 +11,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class RelaySettings(BaseSettings):
     """How the relay serves."""
 
-    model_config = SettingsConfigDict(env_prefix="TOWLINE_RELAY_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="TOWLINE_RELAY_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     http_listen: str = Field(
         default="127.0.0.1:8090", description="host:port. Without auth, loopback addresses only."

@@ -96,7 +96,9 @@ async def towline_client(towline_stack: TestStack) -> AsyncGenerator[TowlineClie
     """A typed client of the stack."""
     from towline.contracts.client import TowlineClient
 
-    async with TowlineClient(towline_stack.kafka, source="towline/test") as client:
+    async with TowlineClient(
+        towline_stack.kafka, source="towline/test", payloads=towline_stack.payloads
+    ) as client:
         yield client
 
 

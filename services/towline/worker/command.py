@@ -12,8 +12,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from towline.contracts.errors import TowlineError
+from towline.contracts.payloads import open_payload_store
 from towline.contracts.producer import EventProducer
-from towline.contracts.settings import KafkaSettings, RedisSettings, SchedulerSettings
+from towline.contracts.settings import KafkaSettings, PayloadSettings, RedisSettings, SchedulerSettings
 from towline.telemetry import HealthServer, set_up
 from towline.telemetry.metrics import observe_value
 from towline.worker import loader
@@ -69,10 +70,26 @@ async def _host(loaded: loader.LoadedApp, settings: WorkerSettings) -> bool:
             observers.append(StreamObserver(writer))
             observe_value("towline.stream.kept_chars", lambda: writer.kept_chars)
             observe_value("towline.stream.redis_away", lambda: float(writer.away))
+        payload_settings = PayloadSettings()
+        payloads = open_payload_store(payload_settings)
+        if payloads is not None:
+            await parts.enter_async_context(payloads)
         producer = EventProducer(
-            KafkaSettings(), client_id="towline-worker", delivery_timeout_s=_DELIVERY_TIMEOUT_S
+            KafkaSettings(),
+            client_id="towline-worker",
+            delivery_timeout_s=_DELIVERY_TIMEOUT_S,
+            payloads=payloads,
+            event_bytes=payload_settings.event_bytes,
         )
-        host = Host(loaded, producer, settings=settings, scheduler=SchedulerSettings(), observers=observers)
+        host = Host(
+            loaded,
+            producer,
+            settings=settings,
+            scheduler=SchedulerSettings(),
+            observers=observers,
+            payloads=payloads,
+            inline_bytes=payload_settings.inline_bytes,
+        )
         parts.enter_context(HealthServer(settings.http_listen, live=host.live, ready=host.ready))
         starting = asyncio.create_task(_start(host, producer), name="worker-start")
         stopping = asyncio.create_task(stop.wait(), name="worker-stop-signal")

@@ -12,11 +12,14 @@ from typing import Any, Final
 from durabletask.worker import ConcurrencyOptions
 
 from towline.contracts.errors import TowlineError
-from towline.contracts.settings import SchedulerSettings
+from towline.contracts.payloads import PayloadStore
+from towline.contracts.payloads.durable_store import SharedPayloadStore
+from towline.contracts.settings import PayloadSettings, SchedulerSettings
 from towline.worker import instruments, loader, sdk
 from towline.worker.agents import InstrumentAgent, ObservedAgent, TurnObserver, no_instrumentation
 from towline.worker.dispatcher import Dispatcher, DispatcherOptions
 from towline.worker.outlet import Outlet, Publisher
+from towline.worker.payloads import ItemPayloads
 from towline.worker.registry import Catalog
 from towline.worker.settings import WorkerSettings
 from towline.worker.worker import TowlineWorker
@@ -36,6 +39,8 @@ class Host:
         scheduler: Where the scheduler is.
         observers: Watch every agent turn.
         instrument_agent: Wraps every agent, inside of what the host itself wraps around it.
+        payloads: Takes what is too large for a history; opened and closed by whoever made it.
+        inline_bytes: What is larger goes there.
     """
 
     def __init__(
@@ -47,6 +52,8 @@ class Host:
         scheduler: SchedulerSettings,
         observers: Sequence[TurnObserver] = (),
         instrument_agent: InstrumentAgent = no_instrumentation,
+        payloads: PayloadStore | None = None,
+        inline_bytes: int = PayloadSettings.model_fields["inline_bytes"].default,
     ) -> None:
         self._sdk_differs = sdk.check(any_version=settings.sdk_versions == "any")
         quiet_sdk_logs()
@@ -56,6 +63,8 @@ class Host:
         self._scheduler = scheduler
         self._observers = (instruments.TurnMetrics(), *observers)
         self._instrument_agent = instrument_agent
+        self._payloads = payloads
+        self._inline_bytes = inline_bytes
         self._worker: TowlineWorker | None = None
         self._outlet: Outlet | None = None
         self._dispatcher: Dispatcher | None = None
@@ -135,7 +144,7 @@ class Host:
         if self._sdk_differs is not None:
             # What the dispatcher takes from the SDK's inside was read in the pinned version only.
             _log.warning("sdk_worker_used_instead", extra={"versions": self._sdk_differs})
-        if settings.dispatcher == "sdk" or self._sdk_differs is not None:
+        if self._by_sdk:
             worker.start()
             return
         options = DispatcherOptions(
@@ -144,9 +153,15 @@ class Host:
             max_agent_turns=settings.max_agent_turns,
             threads=settings.threads,
         )
-        self._dispatcher = Dispatcher(worker, outlet, options)
+        payloads = ItemPayloads(self._payloads, inline_bytes=self._inline_bytes)
+        self._dispatcher = Dispatcher(worker, outlet, options, payloads)
         self._dispatcher.start()
         instruments.observe_host(self._dispatcher, outlet)
+
+    @property
+    def _by_sdk(self) -> bool:
+        """Whether the SDK's own worker carries items out."""
+        return self._settings.dispatcher == "sdk" or self._sdk_differs is not None
 
     async def _stop_dispatcher(self, dispatcher: Dispatcher, outlet: Outlet) -> bool:
         began = time.monotonic()
@@ -187,6 +202,12 @@ class Host:
 
     def _make_worker(self, outlet: Outlet, source: str) -> TowlineWorker:
         settings = self._settings
+        # The dispatcher sees to payloads itself: the SDK would block its loop for them.
+        payload_store = (
+            SharedPayloadStore(self._payloads, threshold_bytes=self._inline_bytes)
+            if self._payloads is not None and self._by_sdk
+            else None
+        )
         return TowlineWorker(
             outlet=outlet,
             source=source,
@@ -195,6 +216,7 @@ class Host:
             taskhub=self._scheduler.taskhub,
             token_credential=credential(self._scheduler),
             logger=logging.getLogger("durabletask.worker"),
+            payload_store=payload_store,
             concurrency_options=ConcurrencyOptions(
                 maximum_concurrent_activity_work_items=settings.max_activities,
                 maximum_concurrent_orchestration_work_items=settings.max_turns,

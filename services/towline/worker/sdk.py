@@ -30,12 +30,13 @@ from azure.core.credentials import AccessToken, TokenCredential
 from durabletask import task
 from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 from durabletask.entities import EntityInstanceId
-from durabletask.internal import type_discovery
+from durabletask.internal import helpers, type_discovery
 from durabletask.internal.grpc_interceptor import DefaultClientInterceptorImpl
 from durabletask.payload import helpers as payload_helpers
 from durabletask.payload.store import PayloadStore
 from durabletask.serialization import DataConverter, JsonDataConverter
 from durabletask.worker import TaskHubGrpcWorker, WorkItemFilters
+from google.protobuf import wrappers_pb2
 
 from towline.telemetry.spans import span_id_of
 from towline.worker.errors import UnsupportedSdkError
@@ -66,6 +67,7 @@ _EXPECTED: Final[tuple[tuple[object, str], ...]] = (
     (workflow_serialization, "strip_subworkflow_markers"),
     (workflow_serialization, "SUBWORKFLOW_ADDRESS_KEY"),
     (payload_helpers, "deexternalize_payloads"),
+    (helpers, "convert_to_entity_batch_request"),
     (DataConverter, "coerce"),
 )
 
@@ -188,8 +190,6 @@ def keep_events(response: pb.OrchestratorResponse, wanted: Callable[[str], bool]
 
 def raise_event_request(instance_id: str, name: str, data: Any) -> pb.RaiseEventRequest:
     """A request to raise an external event on another instance."""
-    from google.protobuf import wrappers_pb2
-
     return pb.RaiseEventRequest(
         instanceId=instance_id, name=name, input=wrappers_pb2.StringValue(value=json.dumps(data))
     )
@@ -400,6 +400,66 @@ def execute_entity_batch(worker: Worker, request: Any, token: str) -> Answer:
     return stub.taken()
 
 
+# Answers for items that cannot be carried out.
+
+
+def failed_turn(request: Any, token: str, error: Exception) -> pb.OrchestratorResponse:
+    """The answer that fails the instance."""
+    complete = pb.CompleteOrchestrationAction(
+        orchestrationStatus=pb.ORCHESTRATION_STATUS_FAILED, failureDetails=_failure(error)
+    )
+    return pb.OrchestratorResponse(
+        instanceId=request.instanceId,
+        actions=[pb.OrchestratorAction(id=-1, completeOrchestration=complete)],
+        completionToken=token,
+        orchestrationTraceContext=request.orchestrationTraceContext,
+    )
+
+
+def failed_activity(request: Any, token: str, error: Exception) -> Answer:
+    """The answer that fails the activity."""
+    message = pb.ActivityResponse(
+        instanceId=request.orchestrationInstance.instanceId,
+        taskId=request.taskId,
+        failureDetails=_failure(error),
+        completionToken=token,
+    )
+    return Answer("CompleteActivityTask", message)
+
+
+def failed_batch(request: Any, token: str, error: Exception) -> Answer:
+    """The answer that fails each operation of an entity's batch and leaves its state as it is."""
+    infos: list[pb.OperationInfo] = []
+    if isinstance(request, pb.EntityRequest):
+        request, infos = helpers.convert_to_entity_batch_request(request)
+    failed = pb.OperationResult(failure=pb.OperationResultFailure(failureDetails=_failure(error)))
+    message = pb.EntityBatchResult(
+        results=[failed] * len(request.operations), completionToken=token, operationInfos=infos
+    )
+    if request.HasField("entityState"):
+        message.entityState.CopyFrom(request.entityState)
+    return Answer("CompleteEntityTask", message)
+
+
+def _failure(error: Exception) -> pb.TaskFailureDetails:
+    return pb.TaskFailureDetails(errorType=type(error).__name__, errorMessage=str(error))
+
+
+def largest_text_bytes(message: Any) -> int:
+    """Size of the largest text in a message that may be put aside, in bytes of UTF-8."""
+    if isinstance(message, wrappers_pb2.StringValue):
+        return len(message.value.encode())
+    largest = 0
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is None:
+            continue
+        parts = value if descriptor.is_repeated else (value,)
+        if descriptor.message_type.GetOptions().map_entry:
+            parts = [part for part in value.values() if hasattr(part, "ListFields")]
+        largest = max([largest, *(largest_text_bytes(part) for part in parts)])
+    return largest
+
+
 def is_agent_entity(worker: Worker, instance_id: str) -> bool:
     """Whether ``@name@key`` is an agent, whose coroutines the SDK would block a thread for."""
     entity = worker._registry.get_entity(EntityInstanceId.parse(instance_id).entity)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
@@ -424,11 +484,13 @@ def prepare(worker: Worker) -> None:
         worker._work_item_filters = WorkItemFilters._from_registry(worker._registry)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
-def work_items_request(worker: Worker, max_entity_batches: int) -> pb.GetWorkItemsRequest:
+def work_items_request(
+    worker: Worker, max_entity_batches: int, *, large_payloads: bool
+) -> pb.GetWorkItemsRequest:
     """The request that opens the stream of work items, as the SDK makes it; with a limit for entities too."""
     limits = worker.concurrency_options
     capabilities: list[Any] = [
-        *([pb.WORKER_CAPABILITY_LARGE_PAYLOADS] if payload_store(worker) is not None else []),
+        *([pb.WORKER_CAPABILITY_LARGE_PAYLOADS] if large_payloads else []),
         *sorted(worker._capabilities),  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     ]
     request = pb.GetWorkItemsRequest(

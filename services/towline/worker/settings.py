@@ -11,7 +11,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class WorkerSettings(BaseSettings):
     """How one worker process hosts its app."""
 
-    model_config = SettingsConfigDict(env_prefix="TOWLINE_WORKER_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="TOWLINE_WORKER_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     app: str = Field(default="", description="What to host: package.module:attribute. --app overrides it.")
     app_name: str = Field(default="", description="Name in the catalog; default: the module's name.")

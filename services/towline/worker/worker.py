@@ -18,7 +18,9 @@ from pydantic import ValidationError
 
 from towline.contracts import ids
 from towline.contracts.durable import DECISION_EVENT, RaisedCommand, RunEnvelope, unwrap_input
+from towline.contracts.errors import PayloadMissingError
 from towline.contracts.events import ApprovalRefused, Event
+from towline.contracts.payload_reference import is_reference
 from towline.contracts.tracing import tracing_is_on
 from towline.telemetry.runs import scope
 from towline.worker import instruments, sdk, workflows
@@ -110,7 +112,10 @@ class TowlineWorker(DurableTaskSchedulerWorker):
         turn = self.begin_turn(req)
         recorder = _Recorder(stub)
         with active(turn):
-            super()._execute_orchestrator(req, recorder, token)
+            try:
+                super()._execute_orchestrator(req, recorder, token)
+            except PayloadMissingError as error:
+                recorder.response = sdk.failed_turn(req, token, error)
         response = recorder.response
         if response is None:
             return  # The SDK has abandoned it: another worker's version.
@@ -222,6 +227,10 @@ def _envelope_of(request: sdk.OrchestratorRequest) -> RunEnvelope | None:
     started = sdk.started_event(request)
     if started is None:
         return None
+    if is_reference(started.input.value):
+        # The payload is gone, and the envelope with it. The bridge starts a run under its type and its id.
+        parent = sdk.has_parent(started)
+        return None if parent else RunEnvelope(run_id=request.instanceId, run_type=started.name)
     try:
         envelope, _ = unwrap_input(sdk.json_value(started.input.value))
     except ValueError:

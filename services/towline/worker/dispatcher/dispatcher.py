@@ -20,6 +20,7 @@ from towline.worker import instruments, sdk
 from towline.worker.dispatcher.connection import Backoff, Connection
 from towline.worker.dispatcher.greenlets import Waits, wait_in_greenlet
 from towline.worker.errors import TurnAbandonedError
+from towline.worker.payloads import LOST, TURN_PATIENCE_S, ItemPayloads
 from towline.worker.turn import RaiseOn, active
 
 if TYPE_CHECKING:
@@ -55,9 +56,17 @@ class Dispatcher:
         worker: Registrations and executors.
         outlet: Sends what turns say. Belongs to the same loop.
         options: Limits.
+        payloads: Large payloads of items.
     """
 
-    def __init__(self, worker: TowlineWorker, outlet: Outlet, options: DispatcherOptions) -> None:
+    def __init__(
+        self,
+        worker: TowlineWorker,
+        outlet: Outlet,
+        options: DispatcherOptions,
+        payloads: ItemPayloads | None = None,
+    ) -> None:
+        self._payloads = payloads or ItemPayloads(None, inline_bytes=0)
         self._worker = worker
         self._outlet = outlet
         self._options = options
@@ -146,7 +155,11 @@ class Dispatcher:
             await asyncio.sleep(delay_s)
 
     async def _read(self, connection: Connection) -> None:
-        stream = connection.work_items(sdk.work_items_request(self._worker, self._options.max_agent_turns))
+        stream = connection.work_items(
+            sdk.work_items_request(
+                self._worker, self._options.max_agent_turns, large_payloads=self._payloads.enabled
+            )
+        )
         loop = asyncio.get_running_loop()
         self._last_message = loop.time()
         watch = asyncio.create_task(self._watch(stream), name="worker-stream-watch")
@@ -207,11 +220,21 @@ class Dispatcher:
 
     async def _turn(self, request: Any, token: str, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
-        began = loop.time()
         worker = self._worker
         turn = worker.begin_turn(request)
+        began = loop.time()
+        try:
+            await self._payloads.fetch(request, patience_s=TURN_PATIENCE_S)
+            began = loop.time()
+            with active(turn):
+                answer = sdk.execute_turn(worker, request, token)
+            self._payloads.check(answer.message)
+        except LOST as error:
+            answer = sdk.Answer("CompleteOrchestratorTask", sdk.failed_turn(request, token, error))
+        except TurnAbandonedError as abandoned:
+            self._abandoned(request, abandoned)
+            return
         with active(turn):
-            answer = sdk.execute_turn(worker, request, token)
             if isinstance(answer.message, sdk.OrchestratorResponse):
                 worker.end_turn(turn, request, answer.message)
         took_s = loop.time() - began
@@ -228,12 +251,16 @@ class Dispatcher:
         if run is not None and run.cancel is not None:
             self.cancel_agent_turns(run.envelope.run_id, run.cancel.reason or "the run was cancelled")
         try:
+            await self._payloads.keep(answer.message, patience_s=TURN_PATIENCE_S)
             await self._outlet.deliver(turn, lambda said: self._raise_event(connection, said))
         except TurnAbandonedError as abandoned:
-            _log.info("turn_abandoned", extra={"instance_id": request.instanceId, "reason": str(abandoned)})
+            self._abandoned(request, abandoned)
             return
         instruments.record(turn, now=worker.now())
         await connection.report(answer.method, answer.message)
+
+    def _abandoned(self, request: Any, abandoned: TurnAbandonedError) -> None:
+        _log.info("turn_abandoned", extra={"instance_id": request.instanceId, "reason": str(abandoned)})
 
     async def _raise_event(self, connection: Connection, said: RaiseOn) -> None:
         try:
@@ -251,9 +278,14 @@ class Dispatcher:
     async def _activity(self, request: Any, token: str, connection: Connection) -> None:
         instruments.bind_activity(request)
         execute = partial(sdk.execute_activity, self._worker, request, token)
-        answer = await asyncio.get_running_loop().run_in_executor(
-            self._threads, partial(contextvars.copy_context().run, execute)
-        )
+        try:
+            await self._payloads.fetch(request)
+            answer = await asyncio.get_running_loop().run_in_executor(
+                self._threads, partial(contextvars.copy_context().run, execute)
+            )
+            await self._payloads.keep(answer.message)
+        except LOST as error:
+            answer = sdk.failed_activity(request, token, error)
         await connection.report(answer.method, answer.message)
 
     async def _batch(
@@ -264,16 +296,23 @@ class Dispatcher:
             if previous is not None and not previous.done():
                 # A batch that was handed out again while we still have it: never two of one entity at once.
                 await asyncio.wait({previous})
-            if sdk.is_agent_entity(self._worker, instance_id):
-                answer = await self._agent_batch(request, token)
-            else:
-                answer = await asyncio.get_running_loop().run_in_executor(
-                    self._threads, sdk.execute_entity_batch, self._worker, request, token
-                )
+            try:
+                await self._payloads.fetch(request)
+                answer = await self._execute_batch(request, token)
+                await self._payloads.keep(answer.message)
+            except LOST as error:
+                answer = sdk.failed_batch(request, token, error)
             await connection.report(answer.method, answer.message)
         finally:
             if self._batches.get(instance_id) is asyncio.current_task():
                 del self._batches[instance_id]
+
+    async def _execute_batch(self, request: Any, token: str) -> sdk.Answer:
+        if sdk.is_agent_entity(self._worker, request.instanceId):
+            return await self._agent_batch(request, token)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, sdk.execute_entity_batch, self._worker, request, token
+        )
 
     async def _agent_batch(self, request: Any, token: str) -> sdk.Answer:
         waits = Waits(lambda: sdk.execute_entity_batch(self._worker, request, token))

@@ -9,7 +9,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class StreamSettings(BaseSettings):
     """How tokens get to Redis. Where Redis is: `TOWLINE_REDIS_URL`."""
 
-    model_config = SettingsConfigDict(env_prefix="TOWLINE_STREAM_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="TOWLINE_STREAM_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     enabled: bool = Field(default=True, description="Write tokens to Redis at all.")
     flush_interval_ms: float = Field(
