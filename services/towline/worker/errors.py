@@ -5,6 +5,7 @@ TowlineError
 ├── WorkerError
 │   ├── AppLoadError           --app names nothing that can be hosted
 │   ├── UnsupportedSdkError    an SDK of another version than the one this host is built for is installed
+│   ├── CredentialError        the scheduler's credential is not set
 │   ├── TurnAbandonedError     a turn was replaced by a newer delivery, or the host is stopping
 │   └── ApprovalExpired        nobody decided in time (raised into the run)
 ├── AgentRunError              an agent's turn failed (raised into the run; also a TaskFailedError)
@@ -30,6 +31,10 @@ class AppLoadError(WorkerError):
 
 class UnsupportedSdkError(WorkerError):
     """The installed SDKs are not those that this host is built for."""
+
+
+class CredentialError(WorkerError):
+    """The settings name a credential for the scheduler and don't give it."""
 
 
 class TurnAbandonedError(WorkerError):

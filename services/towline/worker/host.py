@@ -18,6 +18,7 @@ from towline.contracts.settings import PayloadSettings, SchedulerSettings
 from towline.worker import instruments, loader, sdk
 from towline.worker.agents import InstrumentAgent, ObservedAgent, TurnObserver, no_instrumentation
 from towline.worker.dispatcher import Dispatcher, DispatcherOptions
+from towline.worker.errors import CredentialError
 from towline.worker.outlet import Outlet, Publisher
 from towline.worker.payloads import ItemPayloads
 from towline.worker.registry import Catalog
@@ -243,7 +244,12 @@ def credential(settings: SchedulerSettings) -> Any:
     if settings.credential == "none":
         return None
     if settings.credential == "token":
-        return sdk.fixed_token(settings.token.get_secret_value() if settings.token is not None else "")
+        if settings.token is None:
+            raise CredentialError(
+                "TOWLINE_SCHEDULER_CREDENTIAL is token: set TOWLINE_SCHEDULER_TOKEN or "
+                "TOWLINE_SCHEDULER_TOKEN_FILE to the bearer token"
+            )
+        return sdk.fixed_token(settings.token.get_secret_value())
     from azure.identity import DefaultAzureCredential
 
     return DefaultAzureCredential()
