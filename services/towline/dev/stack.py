@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,10 +184,18 @@ class Stack:
 
 
 def _all_at_once(parts: Sequence[Part], method: str) -> None:
-    """Call `method` of all parts in threads; raises the first error, when all have ended."""
+    """Call `method` of all parts in threads; raises the first error, when all have ended.
+
+    If one cannot be started, nobody waits for the others to be ready: they are of no use without it.
+    """
     if not parts:
         return
     with ThreadPoolExecutor(max_workers=len(parts)) as threads:
         calls = [threads.submit(getattr(part, method)) for part in parts]
-    for call in calls:
-        call.result()
+        done, _ = wait(calls, return_when=FIRST_EXCEPTION)
+        failed = next((call for call in done if call.exception() is not None), None)
+        if failed is not None and method == "start":
+            for part in parts:
+                part.kill_now()
+    if failed is not None:
+        failed.result()
