@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from towline.testing.errors import ReplayError, TestKitError
     from towline.testing.histories import RecordedRun, record, replay
     from towline.testing.runs import approve_when_asked, assert_events, reject_when_asked
     from towline.testing.scripted import ModelCall, Reply, Rule, ScriptedChatClient, ToolCall
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
 __all__ = [
     "ModelCall",
     "RecordedRun",
+    "ReplayError",
     "Reply",
     "Rule",
     "ScriptedChatClient",
+    "TestKitError",
     "ToolCall",
     "approve_when_asked",
     "assert_events",
@@ -26,6 +29,7 @@ __all__ = [
     "replay",
 ]
 _HOMES = {
+    "towline.testing.errors": ("ReplayError", "TestKitError"),
     "towline.testing.scripted": ("ModelCall", "Reply", "Rule", "ScriptedChatClient", "ToolCall"),
     "towline.testing.runs": ("approve_when_asked", "assert_events", "reject_when_asked"),
     "towline.testing.histories": ("RecordedRun", "record", "replay"),

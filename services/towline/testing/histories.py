@@ -9,9 +9,8 @@ for path in Path("tests/histories").glob("*.json"):
     replay("my_app:setup_worker", RecordedRun.load(path))
 ```
 
-``python -m towline.testing.histories RUN_ID FILE`` records a run of the scheduler that is named by
-`TOWLINE_SCHEDULER_ADDRESS` and `TOWLINE_SCHEDULER_TASKHUB`; `record` does so from code.
-
+``python -m towline.testing.histories RUN_ID FILE`` records a run of the scheduler that the
+`TOWLINE_SCHEDULER_*` variables name, as bridge and worker read them; `record` does so from code.
 
 Agents, activities and models are not called. Nothing is published.
 """
@@ -34,7 +33,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 
 from towline.contracts.settings import SchedulerSettings
 from towline.testing.errors import ReplayError, TestKitError
-from towline.worker import loader
+from towline.worker import host, loader
 from towline.worker.agents import no_instrumentation
 from towline.worker.outlet import Outlet
 from towline.worker.turn import Turn
@@ -61,6 +60,7 @@ _STEP_OF_ACTION: Final[dict[str, Callable[[Any], str]]] = {
     "sendEvent": lambda a: f"event {a.name}",
     "sendEntityMessage": lambda _: "entity",
 }
+_RECORD_TIMEOUT_S: Final = 60.0
 _ENDINGS: Final = ("executionCompleted", "executionTerminated", "orchestratorCompleted")
 
 
@@ -122,15 +122,20 @@ def record(
 ) -> RecordedRun:
     """The histories of a run and its children, from the scheduler.
 
+    Args:
+        scheduler: Address, task hub and what to show there; of a test's stack, ``towline_stack.scheduler``.
+        run_id: The run; it may have ended or wait.
+        credential: In place of the one that `scheduler` names.
+
     Raises:
-        TestKitError: There is no such run.
+        TestKitError: There is no such run, or the scheduler does not answer, or refuses.
     """
     address = scheduler.address
     client = DurableTaskSchedulerClient(
         host_address=address,
         secure_channel=not address.startswith("http://"),
         taskhub=scheduler.taskhub,
-        token_credential=credential,
+        token_credential=credential if credential is not None else host.credential(scheduler),
         logger=_QUIET,
     )
     try:
@@ -288,11 +293,19 @@ def _history(client: DurableTaskSchedulerClient, instance_id: str) -> tuple[pb.H
     # The public method converts the events into classes from which the protocol's cannot be made again.
     stub: Any = client._stub  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     try:
-        return tuple(event for chunk in stub.StreamInstanceHistory(request) for event in chunk.events)
+        return tuple(
+            event
+            for chunk in stub.StreamInstanceHistory(request, timeout=_RECORD_TIMEOUT_S)
+            for event in chunk.events
+        )
     except grpc.RpcError as error:
-        if cast("Any", error).code() is grpc.StatusCode.NOT_FOUND:
+        answer = cast("Any", error)
+        if answer.code() is grpc.StatusCode.NOT_FOUND:
             return ()
-        raise
+        raise TestKitError(
+            f"{instance_id} cannot be recorded: the scheduler says {answer.code().name}: {answer.details()}; "
+            "see TOWLINE_SCHEDULER_ADDRESS, _TASKHUB, _CREDENTIAL and _TOKEN"
+        ) from error
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from towline.contracts.settings import SchedulerSettings
 from towline.dev import SchedulerPart
 from towline.dev.stack import Stack, StackPlan
 from towline.testing.errors import TestKitError
@@ -36,6 +37,12 @@ class TestStack(Stack):
     """A running stack for tests: a `towline.dev` stack whose time can be skipped."""
 
     __test__ = False  # pytest would collect it by its name
+
+    @property
+    def scheduler(self) -> SchedulerSettings:
+        """How to reach its scheduler, for `towline.testing.record`."""
+        taskhub = self.plan.settings["TOWLINE_SCHEDULER_TASKHUB"]
+        return SchedulerSettings(address=self.scheduler_address, taskhub=taskhub)
 
     def skip_time(self, duration: timedelta) -> None:
         """Let `duration` pass for timers, timeouts and scheduled starts, at once.
