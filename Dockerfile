@@ -2,20 +2,23 @@
 # Any builder will do. Python: 3.11, 3.12 or 3.13.
 ARG PYTHON_IMAGE=python:3.12-slim
 
-FROM ${PYTHON_IMAGE} AS build
+# The dependencies are a layer of their own: a change of our sources neither installs nor ships them again.
+FROM ${PYTHON_IMAGE} AS dependencies
 WORKDIR /build
-RUN python3 -m venv /opt/towline && /opt/towline/bin/python -m pip install --no-cache-dir uv
-# The dependencies alone first: a change of the sources does not install them again.
+# uv has an environment beside ours, so that ours holds nothing that installs.
+RUN python3 -m venv /opt/uv && /opt/uv/bin/python -m pip install --no-cache-dir uv \
+ && python3 -m venv --without-pip /opt/towline
 COPY constraints.txt pyproject.toml ./
-RUN /opt/towline/bin/uv pip install --no-cache --python /opt/towline/bin/python --compile-bytecode \
+RUN /opt/uv/bin/uv pip install --no-cache --python /opt/towline/bin/python --compile-bytecode \
       --constraint constraints.txt --requirements pyproject.toml \
       --extra bridge --extra worker --extra relay --extra scheduler --extra openai
+
+FROM dependencies AS build
 COPY README.md LICENSE ./
 COPY contracts contracts
 COPY services services
-RUN /opt/towline/bin/uv pip install --no-cache --python /opt/towline/bin/python --compile-bytecode \
-      --constraint constraints.txt '.[bridge,worker,relay,scheduler,openai]' \
- && /opt/towline/bin/python -m pip uninstall --yes --quiet uv pip
+RUN /opt/uv/bin/uv pip install --no-cache --python /opt/towline/bin/python --compile-bytecode \
+      --no-deps --prefix /opt/package .
 
 FROM ${PYTHON_IMAGE}
 ARG REVISION=
@@ -29,7 +32,8 @@ RUN groupadd --gid 10001 towline \
  && useradd --uid 10001 --gid towline --create-home --home-dir /app --shell /usr/sbin/nologin towline \
  && install -d -o towline -g towline -m 700 /data /secrets /secrets/scheduler-server /secrets/scheduler-client \
       /secrets/relay-server /secrets/relay-client
-COPY --from=build /opt/towline /opt/towline
+COPY --from=dependencies /opt/towline /opt/towline
+COPY --from=build /opt/package /opt/towline
 COPY examples /app/examples
 WORKDIR /app
 USER 10001:10001

