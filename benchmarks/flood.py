@@ -26,7 +26,7 @@ from uuid import uuid4
 if __name__ == "__main__":  # `python benchmarks/flood.py` puts its own folder on the path, not the root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.end_to_end.processes import PeakMemory, rss_mb
+from benchmarks.end_to_end.processes import PeakMemory, memory_mb
 
 from towline.contracts import Event, RunRequested, TowlineClient
 from towline.contracts.producer import EventProducer
@@ -99,7 +99,7 @@ async def flood(stack: Stack, requests: int, limit_s: float) -> Flood:
             await _asked(run)
         for _ in range(QUIET_APPROVALS):
             measured.quiet_delays_s.append(await _approve(waiting.pop()))
-        measured.before_mb = {part.name: rss_mb(part.pid) for part in stack.parts}
+        measured.before_mb = {part.name: memory_mb(part.pid) for part in stack.parts}
         wanted = {f"flood-{number}-{uuid4().hex[:8]}" for number in range(requests)}
         seen: set[str] = set()
         began = time.monotonic()
