@@ -37,6 +37,7 @@ _POLL_MS: Final = 300
 _POLL_HELD_MS: Final = 10
 _BATCH_COUNT: Final = 500
 _HELD_MAX: Final = 5_000
+_HELD_CHARS_MAX: Final = 32 * 1024 * 1024
 _CHECK_S: Final = 1.0
 _STUCK_S: Final = 120.0
 _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
@@ -297,7 +298,7 @@ class LifecycleConsumer:
 
     def _limit_held(self, client: Any, assignment: _Assignment) -> None:
         results = {tp for tp in client.assignment() if tp.topic == self._kafka.topics.results}
-        if len(assignment.held) > _HELD_MAX:
+        if len(assignment.held) > _HELD_MAX or assignment.held.size_chars > _HELD_CHARS_MAX:
             client.pause(*results)
         else:
             client.resume(*(results & client.paused() - assignment.unpositioned))

@@ -67,6 +67,8 @@ class HeldOutcomes:
     def __init__(self, *, turns_close_s: float) -> None:
         self._turns_close_s = turns_close_s
         self._held: dict[tuple[str, int], Held] = {}
+        self.size_chars = 0
+        """Length of what is held, as JSON."""
 
     def __len__(self) -> int:
         return len(self._held)
@@ -74,7 +76,9 @@ class HeldOutcomes:
     def add(self, held: Held, *, now: float) -> None:
         """Hold an outcome."""
         held.barrier_moved_at = now
+        self.release(held)
         self._held[held.partition, held.offset] = held
+        self.size_chars += _size_chars(held)
 
     def barriers(self) -> set[str]:
         """Partitions of `events` that something waits for."""
@@ -98,7 +102,12 @@ class HeldOutcomes:
 
     def release(self, held: Held) -> None:
         """It was applied."""
-        self._held.pop((held.partition, held.offset), None)
+        if (before := self._held.pop((held.partition, held.offset), None)) is not None:
+            self.size_chars -= _size_chars(before)
+
+
+def _size_chars(held: Held) -> int:
+    return len(held.change.fields.get("outcome", ""))
 
 
 def _passed(held: Held, positions: Mapping[str, int], now: float) -> bool:

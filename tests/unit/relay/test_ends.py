@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from hypothesis import given
@@ -77,3 +78,15 @@ def test_offsets_move_on_without_gaps_whatever_is_done_first(order: list[int]) -
         finished = set(order[:done])
         expected = next((n for n in range(8) if n not in finished), 8)
         assert left == [n * 2 for n in range(expected)]
+
+
+def test_the_size_of_what_is_held_is_known_so_that_large_outcomes_are_bounded_too() -> None:
+    one = held()
+    sized = replace(one, change=replace(one.change, fields={"outcome": "x" * 1_000}))
+    waiting = outcomes(sized)
+    assert waiting.size_chars == 1_000
+    waiting.add(sized, now=0)
+    assert waiting.size_chars == 1_000, "the same record again is held once"
+    waiting.release(sized)
+    waiting.release(sized)
+    assert waiting.size_chars == 0
