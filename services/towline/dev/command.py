@@ -136,8 +136,11 @@ def summary(stack: Stack, env_file: Path | None) -> str:
     if relay:
         steps.append(f"open {relay}   # the console")
     tries = "\n".join(f"  {step}" for step in steps)
+    large = ""
+    if stack.payloads_url.startswith("file:"):  # any other may hold a password
+        large = f"For inputs and outputs over 1 MB: TOWLINE_PAYLOADS_URL={stack.payloads_url}\n\n"
     return (
-        f"\nTowline is ready, serving {stack.plan.app}.\n{addresses}\n\n"
+        f"\nTowline is ready, serving {stack.plan.app}.\n{addresses}\n\n{large}"
         f"Try, in another terminal{'' if env_file else ' with these variables set'}:\n{tries}\n"
         "Ctrl-C stops all of it.\n"
     )
