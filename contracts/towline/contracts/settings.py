@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -43,6 +43,21 @@ class KafkaSettings(BaseSettings):
     @classmethod
     def _read_files(cls, values: dict[str, Any]) -> dict[str, Any]:
         return with_secret_of_file(values, "sasl_password")
+
+    @model_validator(mode="after")
+    def _check_security(self) -> Self:
+        """What would otherwise show as an error deep inside the Kafka client, or not at all."""
+        if self.security_protocol.startswith("SASL"):
+            for name in ("sasl_username", "sasl_password"):
+                if getattr(self, name) is None:
+                    raise ValueError(f"{name} is needed with security_protocol {self.security_protocol}")
+        for name in ("ssl_ca_file", "ssl_cert_file", "ssl_key_file"):
+            path: Path | None = getattr(self, name)
+            if path is not None and not path.is_file():
+                raise ValueError(f"{name} {path}: there is no such file")
+        if (self.ssl_cert_file is None) != (self.ssl_key_file is None):
+            raise ValueError("ssl_cert_file and ssl_key_file go together: give both or none")
+        return self
 
     @property
     def topics(self) -> Topics:

@@ -16,7 +16,9 @@ from towline.contracts.errors import PayloadSettingsError
 from towline.contracts.settings import KafkaSettings, SchedulerSettings
 from towline.telemetry import HealthServer, set_up
 
-app = typer.Typer(help="Commands from Kafka to the scheduler.", no_args_is_help=False)
+app = typer.Typer(
+    pretty_exceptions_enable=False, help="Commands from Kafka to the scheduler.", no_args_is_help=False
+)
 
 
 @app.callback(invoke_without_command=True)

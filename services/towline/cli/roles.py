@@ -42,7 +42,17 @@ def run_role(role: str, arguments: list[str]) -> None:
             raise
         extra = {"demo": "dev", "dead-letters": "bridge"}.get(role, role)
         raise SystemExit(f"towline {role} needs {missing}: pip install 'towline[{extra}]'") from None
-    command.app(args=arguments, prog_name=f"towline {role}")
+    try:
+        command.app(args=arguments, prog_name=f"towline {role}")
+    except ValueError as error:
+        # Pydantic's ValidationError; not imported, since the scheduler starts without pydantic.
+        details: Any = error
+        if not hasattr(details, "error_count"):
+            raise
+        # Never the values: one of them may be a secret.
+        first = details.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in (details.title, *first["loc"]))
+        raise SystemExit(f"towline {role}: {field}: {first['msg']}: see `towline settings`") from None
 
 
 def run_named_role(arguments: Sequence[str]) -> bool:

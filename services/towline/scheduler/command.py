@@ -30,6 +30,7 @@ app = typer.Typer(
     name="scheduler",
     help="Run the durable scheduler: a Durable Task server for one machine, on SQLite.",
     add_completion=False,
+    pretty_exceptions_enable=False,
 )
 _log = logging.getLogger("towline.scheduler")
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}

@@ -22,7 +22,9 @@ from towline.worker.host import Host, until_signalled
 from towline.worker.settings import WorkerSettings
 from towline.worker.streams import StreamObserver, StreamSettings, TokenWriter
 
-app = typer.Typer(help="Host an app: agents, orchestrations, activities, workflows.")
+app = typer.Typer(
+    pretty_exceptions_enable=False, help="Host an app: agents, orchestrations, activities, workflows."
+)
 _log = logging.getLogger(__name__)
 
 _DELIVERY_TIMEOUT_S = 5.0

@@ -8,7 +8,9 @@ import pytest
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings
 
+from towline.cli.roles import run_role
 from towline.contracts.settings import KafkaSettings, PayloadSettings, RedisSettings, SchedulerSettings
+from towline.worker import App
 
 FIELDS = [
     (KafkaSettings, "TOWLINE_KAFKA", "sasl_password"),
@@ -55,3 +57,35 @@ def test_a_file_of_no_use_is_named_and_no_setting_is_shown(
         settings()
     assert f"{name}_file {file}" in str(refused.value)
     assert "marked-value" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"security_protocol": "SASL_SSL", "sasl_password": "p"}, "sasl_username is needed"),
+        ({"security_protocol": "SASL_PLAINTEXT", "sasl_username": "u"}, "sasl_password is needed"),
+        ({"security_protocol": "SSL", "ssl_ca_file": "/no/such/ca"}, "ssl_ca_file /no/such/ca: there is no"),
+        ({"security_protocol": "SSL", "ssl_cert_file": __file__}, "go together"),
+    ],
+)
+def test_security_settings_that_cannot_work_are_refused_at_once(fields: dict[str, str], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        KafkaSettings.model_validate(fields)
+
+
+@pytest.mark.parametrize("role", ["bridge", "worker", "relay"])
+def test_a_role_says_in_one_line_which_setting_is_wrong_and_shows_no_secret(
+    role: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TOWLINE_KAFKA_SASL_PASSWORD", "marked-secret")
+    monkeypatch.setenv("TOWLINE_KAFKA_SSL_CA_FILE", "/no/such/ca")
+    app = ["--app", "tests.unit.contracts.test_secrets_from_files:app"] if role == "worker" else []
+    with pytest.raises(SystemExit) as ended:
+        run_role(role, app)
+    said = f"{ended.value} {capsys.readouterr()}"
+    assert "/no/such/ca" in said
+    assert "marked-secret" not in said
+    assert "Traceback" not in said
+
+
+app = App("nothing")
