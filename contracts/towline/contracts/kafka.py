@@ -164,6 +164,11 @@ async def ensure_topics(
             f"the broker at {settings.bootstrap} did not create or answer for the topics "
             f"within {timeout_s:g} s: see its log"
         ) from error
+    except (KafkaError, OSError) as error:
+        if isinstance(error, REFUSALS):
+            raise
+        # It answered at first, and went away in between.
+        raise KafkaUnavailableError(f"the broker at {settings.bootstrap} went away: {error!r}") from error
     for topic in created:
         _log.info("topic_created", extra={"topic": topic})
     return created

@@ -113,6 +113,8 @@ class Watches:
             return
         async with self._slots:
             end = asyncio.ensure_future(self._scheduler.wait_for_end(run_id, within_s=patience_s))
+            # Broken off below, it may fail all the same: that is nobody's business any more.
+            end.add_done_callback(lambda task: task.cancelled() or task.exception())
             joined = asyncio.ensure_future(watch.joined.wait())
             try:
                 await asyncio.wait({end, joined}, return_when=asyncio.FIRST_COMPLETED)

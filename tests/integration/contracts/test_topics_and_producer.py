@@ -11,7 +11,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, NodeNotReadyError
 from tests.integration.contracts.raw import completed, read_all, started
 
 from towline.contracts import (
@@ -79,6 +79,19 @@ async def test_a_broker_that_is_away_is_named() -> None:
         await ensure_topics(settings, timeout_s=0.5)
     with pytest.raises(KafkaUnavailableError):
         await EventProducer(settings, start_timeout_s=0.5).start()
+
+
+async def test_a_broker_that_goes_away_while_topics_are_looked_at_is_away(
+    kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by chaos: a bridge that started as its network was parted ended with aiokafka's error."""
+
+    async def gone(_: AIOKafkaAdminClient) -> list[str]:
+        raise NodeNotReadyError
+
+    monkeypatch.setattr(AIOKafkaAdminClient, "list_topics", gone)
+    with pytest.raises(KafkaUnavailableError, match="went away"):
+        await ensure_topics(KafkaSettings(bootstrap=kafka, topic_prefix="away."))
 
 
 async def test_events_go_to_their_topic_in_order(kafka_settings: KafkaSettings) -> None:
