@@ -1,12 +1,13 @@
-"""What telemetry costs: CPU of Towline's processes per run, with it on against off, in pairs.
+"""What telemetry costs: CPU of Towline's processes per run, with it on against off, in turns.
 
-    python -m benchmarks.telemetry [--runs N] [--pairs N]
+    python -m benchmarks.telemetry [--runs N] [--rounds N] [--sdk] [--against FOLDER]
 
-Two sets of bridge, worker and relay share one Kafka, Valkey and scheduler. One set exports traces and metrics
-by OTLP to a sink that throws them away (its CPU does not count), every run sampled, which is the default; the
-other has no endpoint. The sets take turns with the same batch of runs, each a message to one agent by a model
-that costs nothing, so that nothing hides the overhead. On a noisy machine only pairs can be compared: the
-result is the median of the pairs' ratios.
+Sets of bridge, worker and relay share one Kafka, Valkey and scheduler. `off` has no endpoint. `on` exports
+traces and metrics by OTLP to a sink that throws them away (its CPU does not count), every run sampled, which
+is the default. `sdk` does the same by OpenTelemetry's own tracer and encoder (see docs/decisions/0008), and
+`against` is `off` with the code of another checkout. The sets take turns with the same batch of runs, each a
+message to one agent by a model that costs nothing, so that nothing hides the overhead. On a noisy machine
+only what ran within one round can be compared: the result is the median of the rounds' ratios to `off`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,6 @@ class Measured:
 
     async def batch(self, client: TowlineClient, runs: int) -> dict[str, float]:
         """CPU milliseconds a run, by role."""
-        await asyncio.sleep(_SETTLE_S)
         before = self.used()
         name = uuid4().hex[:8]
         events = [
@@ -122,41 +122,46 @@ class Measured:
         return {part: (after[part] - before[part]) * 1000 / runs for part in after}
 
 
-async def measure(off: Measured, on: Measured, *, runs: int, pairs: int) -> None:
-    async with TowlineClient(off.stack.kafka) as client_off, TowlineClient(on.stack.kafka) as client_on:
-        for measured, client in ((off, client_off), (on, client_on)):
+ROLES = ("bridge", "worker", "relay")
+
+
+async def measure(sets: dict[str, Measured], *, runs: int, rounds: int) -> None:
+    """Print what each set used, round by round, and how it compares with the first one."""
+    async with AsyncExitStack() as clients:
+        pairs = {
+            name: (measured, await clients.enter_async_context(TowlineClient(measured.stack.kafka)))
+            for name, measured in sets.items()
+        }
+        for measured, client in pairs.values():
             await measured.batch(client, runs // 4)  # to warm up
-        ratios: list[float] = []
-        everything: list[float] = []
-        print(f"{'CPU ms a run':>14}  {'bridge':>15}  {'worker':>15}  {'relay':>15}  {'all three':>15}  more")
-        for number in range(pairs):
-            order = [(off, client_off), (on, client_on)]
-            found = {}
-            for measured, client in order if number % 2 == 0 else reversed(order):
-                found[measured] = await measured.batch(client, runs)
-            without, with_ = found[off], found[on]
-            roles = ("bridge", "worker", "relay")
-            sums = [sum(one[role] for role in roles) for one in (without, with_)]
-            whole = [sum(one.values()) for one in (without, with_)]
-            ratios.append(sums[1] / sums[0])
-            everything.append(whole[1] / whole[0])
-            cells = [f"{without[role]:6.2f} → {with_[role]:6.2f}" for role in roles]
-            cells.append(f"{sums[0]:6.2f} → {sums[1]:6.2f}")
-            print(
-                f"{'pair ' + str(number + 1):>14}  " + "  ".join(cells) + f"  {ratios[-1] - 1:+.1%}",
-                flush=True,
-            )
-        print(
-            f"telemetry on: {statistics.median(ratios) - 1:+.1%} CPU a run in bridge, worker and relay, "
-            f"{statistics.median(everything) - 1:+.1%} with scheduler, Kafka and Valkey "
-            f"(medians of {pairs} pairs of {runs} runs)"
-        )
+        base, *others = pairs
+        found: list[dict[str, dict[str, float]]] = []
+        for number in range(rounds):
+            order = list(pairs.items())
+            if number % 2:
+                order.reverse()
+            found.append({name: await measured.batch(client, runs) for name, (measured, client) in order})
+            for name, used in found[-1].items():
+                cells = "  ".join(f"{part} {used[part]:6.2f}" for part in (*ROLES, "shared"))
+                print(f"round {number + 1}  {name:8} CPU ms a run: {cells}", flush=True)
+        for name in others:
+            parts = {"bridge, worker and relay": ROLES, **{role: (role,) for role in ROLES}}
+            parts["all, with scheduler, Kafka and Valkey"] = (*ROLES, "shared")
+            for what, which in parts.items():
+                ratios = [
+                    sum(one[name][part] for part in which) / sum(one[base][part] for part in which)
+                    for one in found
+                ]
+                spread = ", ".join(f"{ratio - 1:+.1%}" for ratio in ratios)
+                print(f"{name} to {base}: {statistics.median(ratios) - 1:+.1%} in {what} ({spread})")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=400)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sdk", action="store_true", help="a set that has OpenTelemetry's own tracer")
+    parser.add_argument("--against", help="a checkout of Towline whose code another set has")
     parser.add_argument("--sink", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.sink:
@@ -187,9 +192,16 @@ def main() -> None:
             )  # fmt: skip
             return Measured(parts.enter_context(Stack(plan).running()), shared)
 
-        off, on = start("off", {}), start("on", {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint})
+        exporting = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+        sets = {"off": start("off", {}), "on": start("on", exporting)}
+        if arguments.sdk:
+            # Any limit, here the default one, makes the SDK's own tracer and encoder be used.
+            sets["sdk"] = start("sdk", exporting | {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "128"})
+        if arguments.against:
+            other = [str(Path(arguments.against, folder)) for folder in ("contracts", "services")]
+            sets["against"] = start("against", {"PYTHONPATH": os.pathsep.join(other)})
         began = time.monotonic()
-        asyncio.run(measure(off, on, runs=arguments.runs, pairs=arguments.pairs))
+        asyncio.run(measure(sets, runs=arguments.runs, rounds=arguments.rounds))
         print(f"took {time.monotonic() - began:.0f} s")
 
 

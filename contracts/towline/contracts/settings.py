@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from towline.contracts.stream import DEFAULT_KEY_PREFIX
 from towline.contracts.topics import DEFAULT_PREFIX, Topics
 
 
@@ -101,6 +102,12 @@ class RedisSettings(BaseSettings):
     )
     url_file: Path | None = Field(
         default=None, description="File that holds the URL, for example a mounted secret."
+    )
+    key_prefix: str = Field(
+        default=DEFAULT_KEY_PREFIX,
+        pattern=r"^[A-Za-z0-9._:-]{1,64}$",
+        description="Put before each key and channel: stacks that share one Redis need one each, "
+        "the same for worker and relay.",
     )
 
     @model_validator(mode="before")

@@ -36,7 +36,7 @@ from ag_ui.core import (
 )
 
 from towline.relay import sse
-from towline.relay.hub import Piece
+from towline.relay.feed import Piece
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from uuid import uuid4
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from towline.contracts.canonical import digest
 from towline.contracts.errors import EncodeError, PublishError
 from towline.contracts.events import (
     ApprovalDecided,
@@ -71,6 +72,30 @@ def checked_run_id(run_id: str) -> str:
     return run_id
 
 
+def event_id_of(principal: Principal, idempotency_key: str | None, path: str = "") -> str:
+    """A command's event id: with an idempotency key, it follows from caller, key and path.
+
+    Args:
+        principal: The caller.
+        idempotency_key: The header, if it was sent.
+        path: What is commanded, unless it is a new run.
+
+    Raises:
+        ProblemError: The key is not usable.
+    """
+    if idempotency_key is None:
+        return str(uuid4())
+    if not 1 <= len(idempotency_key) <= 256:
+        raise ProblemError(422, "invalid_idempotency_key", "Idempotency-Key: 1 to 256 characters")
+    text = f"{principal.subject or ''}\n{idempotency_key}" + (f"\n{path}" if path else "")
+    return "http-" + hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def content_digest(event: Event) -> str:
+    """What tells one command from another under the same idempotency key."""
+    return digest(event.data.model_dump(mode="json", exclude_none=True))
+
+
 def run_requested(
     body: Mapping[str, Any], principal: Principal, idempotency_key: str | None
 ) -> Event[RunRequested]:
@@ -82,12 +107,7 @@ def run_requested(
     Raises:
         ProblemError: The body is no request, or the key is not usable.
     """
-    event_id = str(uuid4())
-    if idempotency_key is not None:
-        if not 1 <= len(idempotency_key) <= 256:
-            raise ProblemError(422, "invalid_idempotency_key", "Idempotency-Key: 1 to 256 characters")
-        text = f"{principal.subject or ''}\n{idempotency_key}"
-        event_id = "http-" + hashlib.sha256(text.encode()).hexdigest()[:40]
+    event_id = event_id_of(principal, idempotency_key)
     fields = dict(body)
     fields.setdefault("run_id", event_id)
     if principal.subject is not None:
@@ -95,17 +115,24 @@ def run_requested(
     return _event(_model(RunRequested, fields), event_id)
 
 
-def run_control(run_id: str, action: ControlAction, body: Mapping[str, Any]) -> Event[RunControl]:
+def run_control(
+    run_id: str, action: ControlAction, body: Mapping[str, Any], event_id: str | None = None
+) -> Event[RunControl]:
     """The event that controls a run.
 
     Raises:
         ProblemError: The body is not valid.
     """
-    return _event(_model(RunControl, {"reason": body.get("reason"), "run_id": run_id, "action": action}))
+    fields = {"reason": body.get("reason"), "run_id": run_id, "action": action}
+    return _event(_model(RunControl, fields), event_id)
 
 
 def approval_decided(
-    run_id: str, approval_id: str, body: Mapping[str, Any], principal: Principal
+    run_id: str,
+    approval_id: str,
+    body: Mapping[str, Any],
+    principal: Principal,
+    event_id: str | None = None,
 ) -> Event[ApprovalDecided]:
     """The event that decides an approval. The approver is the caller, whatever the body says.
 
@@ -113,16 +140,19 @@ def approval_decided(
         ProblemError: The body is not valid.
     """
     fields = {**body, "run_id": run_id, "approval_id": approval_id, "approver": principal.subject}
-    return _event(_model(ApprovalDecided, fields))
+    return _event(_model(ApprovalDecided, fields), event_id)
 
 
-def event_raised(run_id: str, name: str, body: Mapping[str, Any]) -> Event[EventRaised]:
+def event_raised(
+    run_id: str, name: str, body: Mapping[str, Any], event_id: str | None = None
+) -> Event[EventRaised]:
     """The event that raises another external event; its data is the body's `data`.
 
     Raises:
         ProblemError: The body is not valid.
     """
-    return _event(_model(EventRaised, {"run_id": run_id, "name": name, "data": body.get("data")}))
+    fields = {"run_id": run_id, "name": name, "data": body.get("data")}
+    return _event(_model(EventRaised, fields), event_id)
 
 
 async def publish(publisher: Publisher, event: Event) -> None:

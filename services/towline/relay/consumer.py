@@ -1,6 +1,6 @@
 """Reads `events` and `results` and applies them.
 
-The offsets are kept in Redis with the data that they speak of (`keys.OFFSETS_KEY`), not in Kafka: when Redis
+The offsets are kept in Redis with the data that they speak of (`Keys.offsets`), not in Kafka: when Redis
 comes back older than it was, or empty, the lost part is read again, and what was not lost recognises itself.
 """
 
@@ -26,6 +26,7 @@ from towline.contracts.salvage import TolerantConsumer
 from towline.contracts.settings import KafkaSettings
 from towline.relay.ends import Held, HeldOutcomes, Progress
 from towline.relay.errors import RedisAwayError, RedisLostDataError
+from towline.relay.limits import Pace
 from towline.relay.projection import Change, project, project_reference
 from towline.relay.settings import RelaySettings
 from towline.relay.store import Mode, RunStore, Step
@@ -34,7 +35,12 @@ from towline.relay.tracing import note_applied
 _log = logging.getLogger(__name__)
 
 _POLL_MS: Final = 300
-_POLL_HELD_MS: Final = 10
+_POLL_HELD_MS: Final = 20
+"""Between two looks at outcomes that should be ready, but whose run's last tokens are still missing."""
+_READS_PER_S: Final = 50
+_READS_AT_ONCE: Final = 8
+"""A read that brings something costs round trips however little it brings. A few runs in flight never reach
+this rate and wait for nothing; beyond it, what comes within 20 ms shares a read."""
 _BATCH_COUNT: Final = 500
 _HELD_MAX: Final = 5_000
 _HELD_CHARS_MAX: Final = 32 * 1024 * 1024
@@ -79,6 +85,7 @@ class LifecycleConsumer:
         self._store = store
         self._assignment = self._new_assignment(())
         self._checked_at = 0.0
+        self._pace = Pace(rate_per_s=_READS_PER_S, burst=_READS_AT_ONCE)
         self._stopping = asyncio.Event()
         self._progress_at = time.monotonic()
         self._joined = False
@@ -149,7 +156,9 @@ class LifecycleConsumer:
     async def _batch(self, client: Any) -> None:
         assignment = self._assignment
         await self._position(client, assignment)
-        timeout_ms = _POLL_HELD_MS if len(assignment.held) else _POLL_MS
+        await asyncio.sleep(self._pace.wait_s(now=time.monotonic()))
+        due_in_s = assignment.held.due_in(now=time.monotonic())
+        timeout_ms = _POLL_MS if due_in_s is None else max(_POLL_HELD_MS, round(due_in_s * 1000))
         # getmany waits without bound while a rebalance is under way: as a task it can be ended.
         fetch = asyncio.ensure_future(client.getmany(timeout_ms=timeout_ms, max_records=_BATCH_COUNT))
         await asyncio.wait({fetch}, timeout=_STUCK_S)
@@ -161,6 +170,8 @@ class LifecycleConsumer:
             for tp, records in fetch.result().items()
             if self._assignment is assignment and tp not in assignment.unpositioned
         }
+        if batches:
+            self._pace.spend(now=time.monotonic())
         if batches or len(assignment.held):
             # Before anything is added: what Redis lost comes first, above all before a stream's end.
             await self._store.advance([], known=assignment.known)
@@ -286,7 +297,10 @@ class LifecycleConsumer:
         return positions
 
     async def _advance(self, assignment: _Assignment) -> None:
-        steps = [step for progress in assignment.progress.values() for step in progress.drain()]
+        # What an outcome waited for comes before it in the stream of all runs too.
+        outcomes = f"{self._kafka.topics.results}:"
+        partitions = sorted(assignment.progress, key=lambda partition: partition.startswith(outcomes))
+        steps = [step for partition in partitions for step in assignment.progress[partition].drain()]
         now = time.monotonic()
         if not steps and now - self._checked_at < _CHECK_S:
             return

@@ -80,6 +80,11 @@ class HeldOutcomes:
         self._held[held.partition, held.offset] = held
         self.size_chars += _size_chars(held)
 
+    def due_in(self, *, now: float) -> float | None:
+        """Seconds until the first outcome has waited for its tokens, 0 if one has; None: nothing is held."""
+        due_at = min((held.due_at for held in self._held.values()), default=None)
+        return None if due_at is None else max(0.0, due_at - now)
+
     def barriers(self) -> set[str]:
         """Partitions of `events` that something waits for."""
         return {held.barrier[0] for held in self._held.values() if held.barrier is not None}

@@ -1,8 +1,9 @@
 """One reader of each run's stream for all of its clients.
 
-A `Feed` keeps the newest entries of one stream, encoded once. One loop reads all feeds that have news in one
-pipeline; news come over one pub/sub connection, and a slow poll makes up for messages that pub/sub lost. A
-client is a position, not a buffer: one that falls behind the feed's entries catches up from Redis by itself.
+News come over one pub/sub connection, with the entries themselves: a feed whose newest entry is the one
+before them takes them from there. Any other has something to catch up with: one loop reads all of those in
+one pipeline; and a slow poll makes up for messages that pub/sub lost. A client is a position, not a buffer:
+one that falls behind the feed's entries catches up from Redis by itself.
 
 Each read begins at the last entry it knows. If that entry is gone (trimmed, or lost by Redis), nothing can be
 said about what comes between: the reader gets `reset` and the stream from its beginning.
@@ -12,241 +13,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import redis
 from redis.asyncio import Redis
 
-from towline.contracts.stream import DATA_FIELD, TERMINAL_ENTRY_TYPES, TYPE_FIELD
+from towline.contracts.stream import TERMINAL_ENTRY_TYPES, TYPE_FIELD
 from towline.relay import sse
 from towline.relay.errors import RedisAwayError, is_redis_away
+from towline.relay.feed import PAGE_COUNT, Feed, RawEntry, Source, parse_news
+from towline.relay.reader import Client
 
 _log = logging.getLogger(__name__)
 
-_PAGE_COUNT: Final = 500
-_KEEP_COUNT: Final = 1_000
-_KEEP_BYTES: Final = 1_000_000
 _POLL_S: Final = 2.0
 _WAVE_S: Final = 0.01
 """Shortest time between two reads: what comes in between shares a read and a write."""
 _PIPELINE_COUNT: Final = 200
-_IDLE_CHANNEL: Final = "towline:relay:idle"
-"""Never published to: a pub/sub connection is in use from its first subscription on."""
+_HEAR_COUNT: Final = 64
+"""Messages taken before others get their turn."""
 _BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-
-Encode = Callable[[str, dict[str, str]], bytes]
-RawEntry = tuple[str, dict[str, str]]
-
-
-def encode_entry(entry_id: str, fields: dict[str, str]) -> bytes:
-    """An entry of a run's stream as an SSE event."""
-    return sse.encode(entry_id, fields.get(TYPE_FIELD, "message"), fields.get(DATA_FIELD, "{}"))
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A stream that is fed to clients."""
-
-    key: str
-    channel: str
-    encode: Encode = encode_entry
-    variant: str = ""
-    """Clients of one key with the same variant share a feed: they see the same bytes."""
-
-    @property
-    def name(self) -> str:
-        """What feeds are known by."""
-        return f"{self.key}\n{self.variant}"
-
-
-@dataclass(slots=True)
-class Piece:
-    """What a client is to be sent next."""
-
-    body: bytes
-    cursor: str
-    """Where the client is after it."""
-    over: bool = False
-    """The stream ends here."""
-
-
-class Feed:
-    """The newest entries of one stream, for any number of clients.
-
-    `floor` is the id after which the kept entries begin. `generation` grows with each reset.
-    """
-
-    __slots__ = ("_bytes", "_found", "bodies", "clients", "ended", "floor", "generation", "ids", "source")
-
-    def __init__(self, source: Source, floor: str) -> None:
-        self.source = source
-        self.floor = floor
-        self.ids: list[tuple[int, int]] = []
-        self.bodies: list[bytes] = []
-        self.clients: set[Client] = set()
-        self.generation: int = 0
-        self.ended = False
-        self._bytes = 0
-        self._found: tuple[str, bytes, str] | None = None
-
-    @property
-    def last(self) -> str:
-        """Id of the newest entry."""
-        return "{}-{}".format(*self.ids[-1]) if self.ids else self.floor
-
-    def extend(self, entries: Sequence[RawEntry]) -> None:
-        """Newer entries came."""
-        self._found = None
-        for entry_id, fields in entries:
-            body = self.source.encode(entry_id, fields)
-            self.ids.append(sse.id_key(entry_id))
-            self.bodies.append(body)
-            self._bytes += len(body)
-            if fields.get(TYPE_FIELD) in TERMINAL_ENTRY_TYPES:
-                self.ended = True
-                break
-        drop = 0
-        while len(self.ids) - drop > _KEEP_COUNT or (self._bytes > _KEEP_BYTES and len(self.ids) - drop > 1):
-            self._bytes -= len(self.bodies[drop])
-            drop += 1
-        if drop:
-            self.floor = "{}-{}".format(*self.ids[drop - 1])
-            del self.ids[:drop], self.bodies[:drop]
-
-    def restart(self) -> None:
-        """What was known is void: begin before the first entry."""
-        self.floor, self.ended, self._bytes, self._found = sse.START_ID, False, 0, None
-        self.ids.clear()
-        self.bodies.clear()
-        self.generation += 1
-
-    def after(self, cursor: str) -> tuple[bytes, str] | None:
-        """Kept entries after `cursor` and where they lead; None if `cursor` lies before what is kept."""
-        # Most clients are at the same place: what one was given fits the next.
-        if self._found is not None and self._found[0] == cursor:
-            return self._found[1:]
-        key = sse.id_key(cursor)
-        if key < sse.id_key(self.floor):
-            return None
-        begin = bisect_right(self.ids, key)
-        if begin == len(self.ids):
-            return b"", cursor
-        self._found = (cursor, b"".join(self.bodies[begin:]), self.last)
-        return self._found[1:]
-
-    def wake(self) -> None:
-        """Tell all clients to look."""
-        for client in self.clients:
-            client.news.set()
-
-
-class Client:
-    """One reader of one stream. `next` is called by one task at a time.
-
-    Args:
-        hub: Where it belongs.
-        source: What it reads.
-        cursor: Id of the last entry that it has.
-    """
-
-    __slots__ = (
-        "_generation",
-        "_hub",
-        "_over",
-        "beat",
-        "cursor",
-        "dropped",
-        "feed",
-        "heard_at",
-        "news",
-        "sending_since",
-        "source",
-        "task",
-    )
-
-    def __init__(self, hub: Hub, source: Source, cursor: str) -> None:
-        self._hub = hub
-        self.source = source
-        self.cursor = cursor
-        self.news = asyncio.Event()
-        self.feed: Feed | None = None
-        self._generation: int = 0
-        self._over = False
-        self.beat = False
-        """A heartbeat is due."""
-        self.heard_at = 0.0
-        """Loop time of the last thing sent."""
-        self.sending_since: float | None = None
-        self.task: asyncio.Task[Any] | None = None
-        """Cancelled when the other side takes nothing for too long; `dropped` says so."""
-        self.dropped = False
-
-    async def next(self) -> Piece | None:
-        """What comes after the cursor; waits for it. None if it was woken for something else.
-
-        Raises:
-            RedisAwayError: Redis is away and what is asked for is not kept here.
-        """
-        if self._hub.closed:
-            return Piece(b"", self.cursor, over=True)
-        piece = await self._take()
-        if piece is not None:
-            return piece
-        await self.news.wait()
-        return await self._take()
-
-    async def next_within(self, timeout_s: float) -> Piece | None:
-        """As `next`, for at most `timeout_s`."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self.next()
-        except TimeoutError:
-            return None
-
-    async def _take(self) -> Piece | None:
-        self.news.clear()
-        if self._over:
-            return Piece(b"", self.cursor, over=True)
-        feed = self.feed
-        if feed is not None and feed.generation != self._generation:
-            self._generation, self.cursor = feed.generation, sse.START_ID
-            return Piece(sse.reset("lost"), self.cursor)
-        kept = None if feed is None else feed.after(self.cursor)
-        if kept is None:
-            return await self._catch_up()
-        body, self.cursor = kept
-        over = feed is not None and feed.ended
-        return Piece(body, self.cursor, over=over) if body or over else None
-
-    async def _catch_up(self) -> Piece | None:
-        """A page from Redis; joins the feed once it is at the end of the stream."""
-        entries, valid, over = await self._hub.read(self.source, self.cursor)
-        self._over = over
-        if not valid:
-            self.cursor = sse.START_ID
-            return Piece(sse.reset("trimmed"), self.cursor)
-        pieces: list[bytes] = []
-        for entry_id, fields in entries:
-            pieces.append(self.source.encode(entry_id, fields))
-            self.cursor = entry_id
-            if fields.get(TYPE_FIELD) in TERMINAL_ENTRY_TYPES:
-                self._over = True
-                break
-        if not self._over and len(entries) < _PAGE_COUNT and self.feed is None:
-            feed = self.feed = self._hub.join(self)
-            self._generation = feed.generation
-        if not pieces and self.feed is not None and not self.news.is_set():
-            return None
-        return Piece(b"".join(pieces), self.cursor, over=self._over)
-
-    def close(self) -> None:
-        """Leave. Idempotent."""
-        if self.feed is not None:
-            self._hub.leave(self)
-            self.feed = None
 
 
 class Hub:
@@ -254,12 +40,16 @@ class Hub:
 
     Args:
         client: Redis.
+        idle_channel: Never published to, see `Keys.idle_channel`.
         heartbeat_s: A client is woken to send a heartbeat after so long without anything sent.
         send_timeout_s: A client that takes nothing for so long is dropped.
     """
 
-    def __init__(self, client: Redis, *, heartbeat_s: float = 15, send_timeout_s: float = 20) -> None:
+    def __init__(
+        self, client: Redis, *, idle_channel: str, heartbeat_s: float = 15, send_timeout_s: float = 20
+    ) -> None:
         self._redis = client
+        self._idle_channel = idle_channel
         self._heartbeat_s = heartbeat_s
         self._send_timeout_s = send_timeout_s
         self._feeds: dict[str, Feed] = {}
@@ -330,7 +120,7 @@ class Hub:
         """
         try:
             answer = await cast("Any", self._redis).xrange(
-                source.key, min=cursor, max="+", count=_PAGE_COUNT + 1
+                source.key, min=cursor, max="+", count=PAGE_COUNT + 1
             )
             return _checked(cursor, answer)
         except (redis.RedisError, OSError) as error:
@@ -373,8 +163,9 @@ class Hub:
     async def _read_some(self, feeds: list[Feed]) -> None:
         pipeline = cast("Any", self._redis).pipeline(transaction=False)
         for feed in feeds:
-            pipeline.xrange(feed.source.key, min=feed.last, max="+", count=_PAGE_COUNT + 1)
+            pipeline.xrange(feed.source.key, min=feed.last, max="+", count=PAGE_COUNT + 1)
         cursors = [feed.last for feed in feeds]
+        loop = asyncio.get_running_loop()
         answers: list[Any] = await pipeline.execute(raise_on_error=False)
         for feed, cursor, answer in zip(feeds, cursors, answers, strict=True):
             if isinstance(answer, Exception):
@@ -383,16 +174,16 @@ class Hub:
                 _log.error("stream_unreadable", extra={"key": feed.source.key, "error": repr(answer)})
                 continue
             entries, valid, _ = _checked(cursor, answer)
-            if not valid:
+            if not valid and feed.last == cursor:
                 feed.restart()
                 self._mark(feed)
-            elif entries:
-                feed.extend(entries)
-                if len(entries) >= _PAGE_COUNT:
-                    self._mark(feed)
-            else:
+                feed.wake()
                 continue
-            feed.wake()
+            # What came by pub/sub meanwhile is in the answer too.
+            if len(entries) >= PAGE_COUNT or not valid:
+                self._mark(feed)
+            if new := feed.newer(entries):
+                feed.take(new, now=loop.time())
 
     async def _listen(self) -> None:
         """Keep one pub/sub connection subscribed to the feeds' channels."""
@@ -401,7 +192,7 @@ class Hub:
             pubsub = cast("Any", self._redis).pubsub(ignore_subscribe_messages=True)
             self._subscriptions.clear()
             try:
-                await pubsub.subscribe(_IDLE_CHANNEL)
+                await pubsub.subscribe(self._idle_channel)
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._keep_subscribed(pubsub), name="hub-subscribe")
                     tasks.create_task(self._hear(pubsub), name="hub-hear")
@@ -413,11 +204,27 @@ class Hub:
             attempt = min(attempt + 1, 10)
 
     async def _hear(self, pubsub: Any) -> None:
+        heard = 0
         while True:
             message = await pubsub.get_message(timeout=None)
             if message is not None:
-                for feed in self._by_channel.get(message["channel"], ()):
-                    self._mark(feed)
+                self._take_news(message["channel"], message["data"])
+                heard += 1
+                if heard % _HEAR_COUNT == 0:
+                    await asyncio.sleep(0)
+
+    def _take_news(self, channel: str, message: str) -> None:
+        feeds = self._by_channel.get(channel)
+        if not feeds:
+            return
+        news = parse_news(message)
+        now = asyncio.get_running_loop().time()
+        for feed in feeds:
+            feed.heard = True
+            if news is None or feed.last != news.before:
+                self._mark(feed)
+            elif not feed.ended:
+                feed.take(news.entries, now=now)
 
     async def _keep_subscribed(self, pubsub: Any) -> None:
         self._subscribed.set()
@@ -440,7 +247,10 @@ class Hub:
         while True:
             await asyncio.sleep(_POLL_S)
             for feed in self._feeds.values():
-                self._mark(feed)
+                # Whatever was lost before the news that came, they showed it.
+                if not feed.heard:
+                    self._mark(feed)
+                feed.heard = False
 
     async def _tick(self) -> None:
         """Heartbeats and slow clients: one timer for all, rather than one or two for each event sent."""
@@ -467,7 +277,7 @@ class Hub:
 
 def _checked(cursor: str, entries: list[RawEntry]) -> tuple[list[RawEntry], bool, bool]:
     if cursor == sse.START_ID:
-        return entries[:_PAGE_COUNT], True, False
+        return entries[:PAGE_COUNT], True, False
     if entries and entries[0][0] == cursor:
         over = len(entries) == 1 and entries[0][1].get(TYPE_FIELD) in TERMINAL_ENTRY_TYPES
         return entries[1:], True, over

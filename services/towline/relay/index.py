@@ -14,16 +14,8 @@ import redis
 from redis.asyncio import Redis
 
 from towline.contracts.payload_reference import DATAREF
-from towline.contracts.stream import stream_key
 from towline.relay.errors import RedisAwayError, is_redis_away
-from towline.relay.keys import (
-    ALL_RUNS_KEY,
-    INDEX_PREFIX,
-    OPEN_APPROVALS_KEY,
-    approvals_key,
-    facet_key,
-    run_key,
-)
+from towline.relay.keys import Keys
 from towline.relay.problems import ProblemError
 
 _TEMPORARY_S: Final = 10
@@ -39,21 +31,22 @@ class RunFilter:
     tags: tuple[str, ...] = ()
     """``name=value`` each."""
 
-    def keys(self) -> list[str]:
+    def keys(self, keys: Keys) -> list[str]:
         """The sorted sets whose intersection it is."""
-        keys = [facet_key("tag", tag) for tag in self.tags]
+        wanted = [keys.facet("tag", tag) for tag in self.tags]
         if self.status is not None:
-            keys.append(facet_key("status", self.status))
+            wanted.append(keys.facet("status", self.status))
         if self.run_type is not None:
-            keys.append(facet_key("type", self.run_type))
-        return keys or [ALL_RUNS_KEY]
+            wanted.append(keys.facet("type", self.run_type))
+        return wanted or [keys.all_runs]
 
 
 class RunIndex:
     """Reads the index that `store` writes."""
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: Redis, keys: Keys) -> None:
         self._redis = cast("Any", client)
+        self._keys = keys
 
     async def known(self, run_id: str) -> bool:
         """Whether anything was ever heard of the run.
@@ -61,13 +54,13 @@ class RunIndex:
         Raises:
             RedisAwayError: Redis does not answer. So for all methods.
         """
-        return bool(await self._guard(self._redis.exists(run_key(run_id), stream_key(run_id))))
+        return bool(await self._guard(self._redis.exists(self._keys.run(run_id), self._keys.stream(run_id))))
 
     async def run(self, run_id: str) -> dict[str, Any] | None:
         """The run with its approvals, or None."""
         pipeline = self._redis.pipeline(transaction=False)
-        pipeline.hgetall(run_key(run_id))
-        pipeline.hgetall(approvals_key(run_id))
+        pipeline.hgetall(self._keys.run(run_id))
+        pipeline.hgetall(self._keys.approvals(run_id))
         fields, approvals = await self._guard(pipeline.execute())
         if not fields:
             return None
@@ -81,10 +74,10 @@ class RunIndex:
         Raises:
             ProblemError: `cursor` is none of ours.
         """
-        keys = wanted.keys()
+        keys = wanted.keys(self._keys)
         key = keys[0]
         if len(keys) > 1:
-            key = f"{INDEX_PREFIX}temporary:{uuid4().hex}"
+            key = self._keys.temporary(uuid4().hex)
             pipeline = self._redis.pipeline(transaction=True)
             pipeline.zinterstore(key, keys, aggregate="MAX")
             pipeline.expire(key, _TEMPORARY_S)
@@ -107,7 +100,7 @@ class RunIndex:
         found: list[dict[str, Any]] = []
         scanned = 0
         while scanned < _SCAN_MAX:
-            page = await self._page(OPEN_APPROVALS_KEY, 100, cursor)
+            page = await self._page(self._keys.open_approvals, 100, cursor)
             for member, score in page:
                 cursor = _encode_cursor(member, score)
                 scanned += 1
@@ -124,15 +117,15 @@ class RunIndex:
     async def approvals_waiting(self) -> tuple[int, int | None]:
         """How many approvals are open, and when the oldest was requested (Unix time in ms)."""
         pipeline = self._redis.pipeline(transaction=False)
-        pipeline.zcard(OPEN_APPROVALS_KEY)
-        pipeline.zrange(OPEN_APPROVALS_KEY, 0, 0, withscores=True)
+        pipeline.zcard(self._keys.open_approvals)
+        pipeline.zrange(self._keys.open_approvals, 0, 0, withscores=True)
         count, oldest = await self._guard(pipeline.execute())
         return int(count), int(oldest[0][1]) if oldest else None
 
     async def _open_approval(self, run_id: str, approval_id: str, wanted: RunFilter) -> dict[str, Any] | None:
         pipeline = self._redis.pipeline(transaction=False)
-        pipeline.hmget(approvals_key(run_id), f"requested:{approval_id}", f"status:{approval_id}")
-        pipeline.hmget(run_key(run_id), "run_type", "tags", "status")
+        pipeline.hmget(self._keys.approvals(run_id), f"requested:{approval_id}", f"status:{approval_id}")
+        pipeline.hmget(self._keys.run(run_id), "run_type", "tags", "status")
         (requested, status), (run_type, tags, run_status) = await self._guard(pipeline.execute())
         if requested is None or status != "open" or not _matches(wanted, run_status, run_type, tags):
             return None
@@ -158,7 +151,7 @@ class RunIndex:
             return []
         pipeline = self._redis.pipeline(transaction=False)
         for run_id in run_ids:
-            pipeline.hmget(run_key(run_id), *_SUMMARY_FIELDS)
+            pipeline.hmget(self._keys.run(run_id), *_SUMMARY_FIELDS)
         answers = await self._guard(pipeline.execute())
         summaries: list[dict[str, Any] | None] = []
         for run_id, values in zip(run_ids, answers, strict=True):
@@ -168,12 +161,12 @@ class RunIndex:
 
     async def facts(self, run_id: str) -> tuple[str, str]:
         """Run type and tags (JSON), each empty if unknown."""
-        run_type, tags = await self._guard(self._redis.hmget(run_key(run_id), "run_type", "tags"))
+        run_type, tags = await self._guard(self._redis.hmget(self._keys.run(run_id), "run_type", "tags"))
         return run_type or "", tags or ""
 
-    async def newest(self, key: str) -> str:
-        """Id of the newest entry of the stream `key`."""
-        entries = await self._guard(self._redis.xrevrange(key, count=1))
+    async def newest_event(self) -> str:
+        """Id of the newest entry of the stream of all runs."""
+        entries = await self._guard(self._redis.xrevrange(self._keys.events, count=1))
         return entries[0][0] if entries else "0-0"
 
     async def _guard(self, work: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Token buckets, one per caller. Pure."""
+"""Token buckets: one per caller, and one for work that is cheaper together. Pure."""
 
 from __future__ import annotations
 
@@ -28,3 +28,28 @@ class RateLimiter:
         if len(self._buckets) > _BUCKETS_MAX:
             self._buckets.popitem(last=False)
         return wait_s
+
+
+class Pace:
+    """At most `burst` at once and `rate_per_s` on average, of work that says afterwards whether it counts."""
+
+    def __init__(self, *, rate_per_s: float, burst: int) -> None:
+        self._rate_per_s = rate_per_s
+        self._burst = float(burst)
+        self._level = float(burst)
+        self._at: float | None = None
+
+    def wait_s(self, *, now: float) -> float:
+        """Seconds until the next piece of work may begin; 0: now."""
+        self._fill(now)
+        return max(0.0, 1 - self._level) / self._rate_per_s
+
+    def spend(self, *, now: float) -> None:
+        """A piece of work that counts was done."""
+        self._fill(now)
+        self._level -= 1
+
+    def _fill(self, now: float) -> None:
+        if self._at is not None:
+            self._level = min(self._burst, self._level + (now - self._at) * self._rate_per_s)
+        self._at = now

@@ -169,7 +169,7 @@ def _paths() -> dict[str, Any]:
     wait = _query("wait", "Seconds to wait for a run that is not known yet.", {"type": "number"})
     key = {
         "name": "Idempotency-Key", "in": "header", "schema": _TEXT,
-        "description": "The same key starts the same run, however often it is sent.",
+        "description": "The same key names the same command, however often it is sent; 422 for another one.",
     }  # fmt: skip
     return {
         "/runs": {

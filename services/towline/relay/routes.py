@@ -17,14 +17,14 @@ from starlette.routing import Route
 from towline.contracts.errors import PayloadMissingError
 from towline.contracts.events import ControlAction
 from towline.contracts.payloads import DATAREF, PayloadReference, PayloadStore
-from towline.contracts.stream import stream_key, wake_channel
 from towline.relay import commands, sse
 from towline.relay.agui import AguiTranslator
 from towline.relay.errors import RedisAwayError
+from towline.relay.feed import Piece, Source
 from towline.relay.guard import require
-from towline.relay.hub import Hub, Piece, Source
+from towline.relay.hub import Hub
 from towline.relay.index import RunFilter, RunIndex
-from towline.relay.keys import EVENTS_CHANNEL, EVENTS_KEY
+from towline.relay.keys import Keys
 from towline.relay.principals import Principal
 from towline.relay.problems import ProblemError
 from towline.relay.projection import RUN_STATUSES, dumps
@@ -42,6 +42,7 @@ class Door:
     """The routes' neighbours."""
 
     settings: RelaySettings
+    keys: Keys
     hub: Hub
     index: RunIndex
     store: RunStore
@@ -54,7 +55,8 @@ class Door:
         """POST /runs."""
         principal = require(request, "start")
         body = commands.parse_body(await self._body(request))
-        event = commands.run_requested(body, principal, request.headers.get("idempotency-key"))
+        event = commands.run_requested(body, principal, _idempotency_key(request))
+        await self._claim(request, event)
         await commands.publish(self.publisher, event)
         run = event.data
         run_id = run.run_id or event.id
@@ -73,10 +75,11 @@ class Door:
         """POST /runs/{run_id}/cancel, suspend, resume."""
 
         async def endpoint(request: Request) -> Response:
-            require(request, "start")
+            principal = require(request, "start")
             run_id = commands.checked_run_id(request.path_params["run_id"])
             body = commands.parse_body(await self._body(request))
-            return await self._command(commands.run_control(run_id, action, body), run_id)
+            event = commands.run_control(run_id, action, body, _event_id(request, principal))
+            return await self._command(request, event, run_id)
 
         return endpoint
 
@@ -86,16 +89,37 @@ class Door:
         run_id = commands.checked_run_id(request.path_params["run_id"])
         body = commands.parse_body(await self._body(request))
         approval_id = request.path_params["approval_id"]
-        return await self._command(commands.approval_decided(run_id, approval_id, body, principal), run_id)
+        event_id = _event_id(request, principal)
+        event = commands.approval_decided(run_id, approval_id, body, principal, event_id)
+        return await self._command(request, event, run_id)
 
     async def raise_event(self, request: Request) -> Response:
         """POST /runs/{run_id}/events/{name}."""
-        require(request, "approve")
+        principal = require(request, "approve")
         run_id = commands.checked_run_id(request.path_params["run_id"])
         body = commands.parse_body(await self._body(request))
-        return await self._command(commands.event_raised(run_id, request.path_params["name"], body), run_id)
+        name, event_id = request.path_params["name"], _event_id(request, principal)
+        return await self._command(request, commands.event_raised(run_id, name, body, event_id), run_id)
 
-    async def _command(self, event: Any, run_id: str) -> Response:
+    async def _claim(self, request: Request, event: Any) -> None:
+        """See that the request's idempotency key, if it has one, was not used for another request.
+
+        Raises:
+            ProblemError: It was (422).
+        """
+        if _idempotency_key(request) is None:
+            return
+        # Without Redis, the same run_id with other content is still refused by the bridge.
+        with suppress(RedisAwayError):
+            if not await self.store.claim(event.id, commands.content_digest(event)):
+                raise ProblemError(
+                    422,
+                    "idempotency_key_reused",
+                    "Idempotency-Key: was sent before with another request; use a new key for this one",
+                )
+
+    async def _command(self, request: Request, event: Any, run_id: str) -> Response:
+        await self._claim(request, event)
         await commands.publish(self.publisher, event)
         return JSONResponse({"run_id": run_id, "event_id": event.id, "links": _links(run_id)}, 202)
 
@@ -178,7 +202,7 @@ class Door:
         run_id = commands.checked_run_id(request.path_params["run_id"])
         waited = request.query_params.get("wait")
         wait_s = self.settings.unknown_run_grace_s if waited is None else _seconds("wait", waited)
-        client = self._client(Source(stream_key(run_id), wake_channel(run_id)), cursor)
+        client = self._client(Source(self.keys.stream(run_id), self.keys.wake(run_id)), cursor)
         try:
             first = await self._await_run(request, client, run_id, wait_s)
         except BaseException:
@@ -217,9 +241,9 @@ class Door:
         )
         cursor = _resume_at(request, default="")
         if not cursor:
-            cursor = await self.index.newest(EVENTS_KEY)
+            cursor = await self.index.newest_event()
         # Clients with the same filter share a feed.
-        source = Source(EVENTS_KEY, EVENTS_CHANNEL, wanted.encode, variant=repr(wanted))
+        source = Source(self.keys.events, self.keys.events_channel, wanted.encode, variant=repr(wanted))
         return self._respond(self._client(source, cursor), principal, None, None)
 
     def _client(self, source: Source, cursor: str) -> Any:
@@ -280,6 +304,14 @@ class _EventFilter:
             if any(have.get(name) != value for name, _, value in (tag.partition("=") for tag in self.tags)):
                 return b""
         return sse.encode(entry_id, event_type, fields.get("data", "{}"))
+
+
+def _idempotency_key(request: Request) -> str | None:
+    return request.headers.get("idempotency-key")
+
+
+def _event_id(request: Request, principal: Principal) -> str:
+    return commands.event_id_of(principal, _idempotency_key(request), request.url.path)
 
 
 def _links(run_id: str) -> dict[str, str]:

@@ -19,8 +19,10 @@ from towline.relay.auth.choose import authenticators_for, split_listen
 from towline.relay.commands import Publisher
 from towline.relay.consumer import LifecycleConsumer
 from towline.relay.errors import RedisAwayError
+from towline.relay.http import StreamingProtocol
 from towline.relay.hub import Hub
 from towline.relay.index import RunIndex
+from towline.relay.keys import Keys
 from towline.relay.metrics import OpenApprovals, observe
 from towline.relay.redis_client import connect
 from towline.relay.routes import Door
@@ -50,12 +52,18 @@ async def serve(settings: RelaySettings, kafka: KafkaSettings, redis_settings: R
     host, port = split_listen(settings.http_listen)
     authenticators = authenticators_for(settings)
     client = connect(redis_settings)
-    store = RunStore(client, settings)
-    hub = Hub(client, heartbeat_s=settings.heartbeat_s, send_timeout_s=settings.send_timeout_s)
+    keys = Keys(redis_settings.key_prefix)
+    store = RunStore(client, settings, keys)
+    hub = Hub(
+        client,
+        idle_channel=keys.idle_channel,
+        heartbeat_s=settings.heartbeat_s,
+        send_timeout_s=settings.send_timeout_s,
+    )
     payload_settings = PayloadSettings()
     payloads = open_payload_store(payload_settings)
     consumer = LifecycleConsumer(kafka, settings, store, payloads)
-    index = RunIndex(client)
+    index = RunIndex(client, keys)
     approvals = OpenApprovals()
     producer = EventProducer(
         kafka,
@@ -64,7 +72,7 @@ async def serve(settings: RelaySettings, kafka: KafkaSettings, redis_settings: R
         payloads=payloads,
         event_bytes=payload_settings.event_bytes,
     )
-    door = Door(settings, hub, index, store, publisher_of(producer), payloads)
+    door = Door(settings, keys, hub, index, store, publisher_of(producer), payloads)
     app = build_app(
         door, settings, authenticators=authenticators, live=consumer.not_alive, ready=consumer.not_ready
     )
@@ -72,6 +80,7 @@ async def serve(settings: RelaySettings, kafka: KafkaSettings, redis_settings: R
     server = _Server(
         uvicorn.Config(
             app,
+            http=StreamingProtocol,
             host=host,
             port=port,
             log_config=None,

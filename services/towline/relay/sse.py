@@ -18,6 +18,11 @@ def encode(entry_id: str, event: str, data: str) -> bytes:
     return f"id: {entry_id}\nevent: {event}\ndata: {data}\n\n".encode()
 
 
+def chunk(body: bytes) -> bytes:
+    """`body` as a chunk of a chunked HTTP/1.1 response; nothing for nothing: an empty one would end it."""
+    return b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+
+
 def is_cursor(value: str) -> bool:
     """Whether `value` may be an entry's id."""
     return _ID.fullmatch(value) is not None

@@ -14,20 +14,8 @@ from typing import Any, Final, Literal, TypeAlias, cast
 import redis
 from redis.asyncio import Redis
 
-from towline.contracts.stream import stream_key, turns_key, wake_channel
 from towline.relay.errors import RedisAwayError, RedisLostDataError, is_redis_away
-from towline.relay.keys import (
-    ALL_RUNS_KEY,
-    EVENTS_CHANNEL,
-    EVENTS_KEY,
-    FACETS_KEY,
-    OFFSETS_KEY,
-    OPEN_APPROVALS_KEY,
-    approvals_key,
-    facet_key,
-    run_key,
-    written_key,
-)
+from towline.relay.keys import Keys
 from towline.relay.projection import RUN_STATUSES, Change, dumps, milliseconds
 from towline.relay.redis_client import Script
 from towline.relay.settings import RelaySettings
@@ -65,8 +53,9 @@ class Step:
 class RunStore:
     """The relay's writes to Redis."""
 
-    def __init__(self, client: Redis, settings: RelaySettings) -> None:
+    def __init__(self, client: Redis, settings: RelaySettings, keys: Keys) -> None:
         self._redis = client
+        self._named = keys
         self._settings = settings
         self._apply = Script("apply")
         self._advance = Script("advance")
@@ -97,7 +86,7 @@ class RunStore:
             RedisAwayError: Nothing or all of it was done.
             RedisLostDataError: Nothing was done: Redis is older than `known`.
         """
-        arguments: list[str | int] = [_EVENTS_ENTRIES_MAX, EVENTS_CHANNEL, len(known)]
+        arguments: list[str | int] = [_EVENTS_ENTRIES_MAX, self._named.events_channel, len(known)]
         for pair in known.items():
             arguments += pair
         for step in steps:
@@ -107,7 +96,9 @@ class RunStore:
             else:
                 arguments += [step.partition, step.offset, change.event_id, change.event_type, change.run_id]
                 arguments += [applied.run_type, applied.tags, dumps(change.raw)]
-        done = await self._guard(self._advance.call(self._redis, [EVENTS_KEY, OFFSETS_KEY], arguments))
+        done = await self._guard(
+            self._advance.call(self._redis, [self._named.events, self._named.offsets], arguments)
+        )
         if done != 1:
             raise RedisLostDataError("Redis lost its newest data")
 
@@ -117,12 +108,12 @@ class RunStore:
         Raises:
             RedisAwayError: Redis does not answer.
         """
-        raw = await self._guard(cast("Any", self._redis).hgetall(OFFSETS_KEY))
+        raw = await self._guard(cast("Any", self._redis).hgetall(self._named.offsets))
         return {partition: int(offset) for partition, offset in raw.items()}
 
     async def forget_offset(self, partition: str) -> None:
         """Read `partition` from its beginning: Kafka has less than what was applied."""
-        await self._guard(cast("Any", self._redis).hdel(OFFSETS_KEY, partition))
+        await self._guard(cast("Any", self._redis).hdel(self._named.offsets, partition))
 
     async def note_requested(self, run_id: str, fields: Mapping[str, str], *, now: datetime) -> None:
         """Make a run known that was asked for over HTTP, before its first event.
@@ -133,15 +124,27 @@ class RunStore:
         time_ms = milliseconds(now)
         flat = [part for pair in {"status": "pending", **fields}.items() for part in pair]
         new = await self._guard(
-            self._pending.call(self._redis, [run_key(run_id)], [self._settings.ttl_s, time_ms, *flat])
+            self._pending.call(self._redis, [self._named.run(run_id)], [self._settings.ttl_s, time_ms, *flat])
         )
         if new == 1:
             applied = Applied(
                 "applied", time_ms, "pending", fields.get("run_type", ""), fields.get("tags", "")
             )
             pipeline = cast("Any", self._redis).pipeline(transaction=False)
-            _queue_index(pipeline, {run_id: applied})
+            _queue_index(pipeline, self._named, {run_id: applied})
             await self._guard(pipeline.execute())
+
+    async def claim(self, event_id: str, digest: str) -> bool:
+        """Whether `event_id`, which follows from an idempotency key, is new or was used for the same content.
+
+        Raises:
+            RedisAwayError: It is not known.
+        """
+        pipeline = cast("Any", self._redis).pipeline(transaction=False)
+        pipeline.set(self._named.claim(event_id), digest, nx=True, ex=self._settings.ttl_s)
+        pipeline.get(self._named.claim(event_id))
+        _, known = await self._guard(pipeline.execute())
+        return known is None or known == digest
 
     async def prune(self, *, before_ms: int) -> None:
         """Take runs that began before `before_ms` out of the index; their keys expire by themselves.
@@ -150,9 +153,9 @@ class RunStore:
             RedisAwayError: Try again later.
         """
         client = cast("Any", self._redis)
-        facets = await self._guard(client.smembers(FACETS_KEY))
+        facets = await self._guard(client.smembers(self._named.facets))
         pipeline = client.pipeline(transaction=False)
-        for key in (ALL_RUNS_KEY, OPEN_APPROVALS_KEY, *facets):
+        for key in (self._named.all_runs, self._named.open_approvals, *facets):
             pipeline.zremrangebyscore(key, "-inf", before_ms)
         await self._guard(pipeline.execute())
 
@@ -173,23 +176,24 @@ class RunStore:
         if not latest:
             return
         pipeline = cast("Any", self._redis).pipeline(transaction=False)
-        _queue_index(pipeline, latest)
+        _queue_index(pipeline, self._named, latest)
         for run_id, approval_id in touched | set(requested):
             member = f"{run_id} {approval_id}"
             if approval_id in latest[run_id].open_approvals:
                 if (time_ms := requested.get((run_id, approval_id))) is not None:
-                    pipeline.zadd(OPEN_APPROVALS_KEY, {member: time_ms})
+                    pipeline.zadd(self._named.open_approvals, {member: time_ms})
             else:
-                pipeline.zrem(OPEN_APPROVALS_KEY, member)
+                pipeline.zrem(self._named.open_approvals, member)
         await self._guard(pipeline.execute())
 
     def _keys(self, run_id: str) -> list[str]:
+        keys = self._named
         return [
-            stream_key(run_id),
-            turns_key(run_id),
-            run_key(run_id),
-            approvals_key(run_id),
-            written_key(run_id),
+            keys.stream(run_id),
+            keys.turns(run_id),
+            keys.run(run_id),
+            keys.approvals(run_id),
+            keys.written(run_id),
         ]
 
     def _arguments(self, change: Change, mode: Mode) -> list[str | int]:
@@ -197,7 +201,7 @@ class RunStore:
         fields = {"run_id": change.run_id, **change.fields}
         return [
             *(change.event_id, mode, settings.ttl_s, settings.ended_ttl_s, settings.entries_max),
-            *(wake_channel(change.run_id), change.time_ms, change.entry, dumps(change.data)),
+            *(self._named.wake(change.run_id), change.time_ms, change.entry, dumps(change.data)),
             *(change.approval_id or "", change.approval, dumps({"time_ms": change.time_ms, **change.raw})),
             *(part for pair in fields.items() for part in pair),
         ]
@@ -220,29 +224,29 @@ def _applied(answer: Any) -> Applied:
     return Applied(status, int(created_ms), run_status, run_type, tags, tuple(open_approvals))
 
 
-def _queue_index(pipeline: Any, runs: Mapping[str, Applied]) -> None:
+def _queue_index(pipeline: Any, keys: Keys, runs: Mapping[str, Applied]) -> None:
     """One command a key, not one a run: under load that is most of what the relay would do."""
-    added: dict[str, dict[str, int]] = {ALL_RUNS_KEY: {}}
+    added: dict[str, dict[str, int]] = {keys.all_runs: {}}
     removed: dict[str, list[str]] = {}
     for run_id, applied in runs.items():
-        for key in (ALL_RUNS_KEY, *_facets(applied)):
+        for key in (keys.all_runs, *_facets(keys, applied)):
             added.setdefault(key, {})[run_id] = applied.created_ms
         for status in RUN_STATUSES:
             if status != applied.run_status:
-                removed.setdefault(facet_key("status", status), []).append(run_id)
+                removed.setdefault(keys.facet("status", status), []).append(run_id)
     for key, scores in added.items():
         pipeline.zadd(key, scores)
     for key, members in removed.items():
         pipeline.zrem(key, *members)
-    if facets := added.keys() - {ALL_RUNS_KEY}:
-        pipeline.sadd(FACETS_KEY, *facets)
+    if facets := added.keys() - {keys.all_runs}:
+        pipeline.sadd(keys.facets, *facets)
 
 
-def _facets(applied: Applied) -> list[str]:
-    facets = [facet_key("status", applied.run_status)] if applied.run_status else []
+def _facets(keys: Keys, applied: Applied) -> list[str]:
+    facets = [keys.facet("status", applied.run_status)] if applied.run_status else []
     if applied.run_type:
-        facets.append(facet_key("type", applied.run_type))
-    return facets + [facet_key("tag", tag) for tag in tag_names(applied.tags)]
+        facets.append(keys.facet("type", applied.run_type))
+    return facets + [keys.facet("tag", tag) for tag in tag_names(applied.tags)]
 
 
 def tag_names(tags: str) -> list[str]:

@@ -13,7 +13,8 @@ from starlette.types import Receive, Scope, Send
 
 from towline.relay import sse
 from towline.relay.errors import RedisAwayError
-from towline.relay.hub import Client, Piece
+from towline.relay.feed import Piece
+from towline.relay.reader import Client
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ _HEADERS: Final = [
 _RETRY_S: Final = 1.0
 
 Translate = Callable[[Piece], bytes]
+DIRECT: Final = "towline.direct"
+"""Scope extension of our server (`towline.relay.http`): see `reader.Direct`."""
 
 
 class EventStreamResponse:
@@ -54,9 +57,8 @@ class EventStreamResponse:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""
-        del scope
         client = self._client
-        client.task = asyncio.current_task()
+        client.task, client.ends_at = asyncio.current_task(), self._ends_at
         watcher = asyncio.create_task(self._watch(receive), name="sse-watch")
         try:
             await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
@@ -64,6 +66,8 @@ class EventStreamResponse:
             if self._first is not None:
                 await self._send_piece(send, self._first)
             if self._first is None or not self._first.over:
+                if self._translate is None:
+                    client.direct = scope.get("extensions", {}).get(DIRECT)
                 await self._pump(send)
             if not self._gone:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -49,7 +49,10 @@ def start_relay(own_valkey: Valkey, kafka_settings: KafkaSettings, tmp_path: Pat
             "TOWLINE_REDIS_URL": own_valkey.url,
             # Groups are the broker's: every test has its own.
             "TOWLINE_RELAY_GROUP": f"relay-{kafka_settings.topic_prefix}",
-            **{f"TOWLINE_RELAY_{name.upper()}": str(value) for name, value in settings.items()},
+            **{
+                f"TOWLINE_{'' if name.startswith('redis_') else 'RELAY_'}{name.upper()}": str(value)
+                for name, value in settings.items()
+            },
         }
         name = f"relay-{len(parts)}"
         part = ProcessPart("relay", data=tmp_path / name, env=env, name=name)

@@ -11,14 +11,16 @@ from typing import Any
 import httpx
 import pytest
 from aiokafka import AIOKafkaConsumer
+from redis.asyncio import Redis
 from tests.integration.relay.conftest import Publisher, StartRelay
 from tests.integration.relay.reading import eventually, iterate_sse
 from tests.integration.relay.valkey import Valkey
 
 from towline.contracts.cloudevents import decode
 from towline.contracts.events import Event
-from towline.contracts.settings import KafkaSettings
+from towline.contracts.settings import KafkaSettings, RedisSettings
 from towline.relay.auth.keys import new_key
+from towline.worker.streams import StreamSettings, TokenWriter
 
 
 class Commands:
@@ -78,6 +80,14 @@ async def test_an_idempotency_key_names_one_run(
     first, second = await commands.next(), await commands.next()
     assert first.id == second.id
     assert first.data == second.data
+    other = await http.post(f"{url}/runs", json={"run_type": "chat", "input": 1}, headers=headers)
+    assert other.status_code == 422
+    assert "Idempotency-Key" in other.json()["detail"]
+    cancels = [await http.post(f"{url}/runs/r1/cancel", headers=headers) for _ in range(2)]
+    assert [answer.status_code for answer in cancels] == [202, 202]
+    assert len({answer.json()["event_id"] for answer in (answers[0], *cancels)}) == 2
+    changed = await http.post(f"{url}/runs/r1/cancel", json={"reason": "other"}, headers=headers)
+    assert changed.status_code == 422
 
 
 @pytest.mark.parametrize(
@@ -173,6 +183,22 @@ async def test_runs_and_approvals_are_listed_page_by_page(
     for bad in ("limit=0", "limit=x", "status=odd", "tag=a", "cursor=zzz"):
         assert (await http.get(f"{url}/runs?{bad}")).status_code in (400, 422), bad
     assert (await http.get(f"{url}/runs/nobody")).status_code == 404
+
+
+async def test_stacks_with_prefixes_of_their_own_share_one_redis(
+    start_relay: StartRelay, own_valkey: Valkey, publisher: Publisher, http: httpx.AsyncClient
+) -> None:
+    relay = start_relay(redis_key_prefix="blue:")
+    await publisher.started("r1")
+    await known(http, relay.url, "r1", "running")
+    writer = TokenWriter(RedisSettings(url=own_valkey.url, key_prefix="blue:"), StreamSettings())
+    writer.start()
+    writer.open("r1", 1, "Poet").write("roses")
+    stream = iterate_sse(http, f"{relay.url}/runs/r1/stream")
+    assert [(await asyncio.wait_for(anext(stream), 15)).event for _ in range(2)] == ["status", "token"]
+    writer.stop(1)
+    async with Redis.from_url(own_valkey.url, decode_responses=True) as client:
+        assert {key.partition("{")[0] for key in await client.keys("*")} == {"blue:"}
 
 
 async def test_all_runs_in_one_stream_with_filters(

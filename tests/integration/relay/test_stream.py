@@ -136,7 +136,10 @@ async def test_a_turn_that_never_ends_does_not_hold_the_end_up_for_ever(
     assert writer.drain(5)
     await publisher.completed("r1")
     events = await asyncio.wait_for(read_sse(http, f"{url}/runs/r1/stream"), 20)
-    assert [event.event for event in events] == ["status", "token", "reset", "end"]
+    # Worker and relay write side by side: which of them is first is nobody's promise.
+    kinds = [event.event for event in events]
+    assert sorted(kinds[:2]) == ["status", "token"]
+    assert kinds[2:] == ["reset", "end"]
     assert assemble((event.event, event.data) for event in events).turns == {}
 
 

@@ -12,7 +12,8 @@ from tests.integration.relay.reading import assemble, decoded
 from tests.integration.relay.valkey import Valkey
 
 from towline.contracts.settings import RedisSettings
-from towline.contracts.stream import stream_key, turns_key
+from towline.contracts.stream import stream_key, turns_key, wake_channel
+from towline.relay.feed import News, parse_news
 from towline.worker.streams import StreamSettings, TokenWriter
 
 RUN = "run-1"
@@ -66,6 +67,28 @@ def test_a_turn_is_written_as_tokens_and_a_message(
     assert assemble(got).turns == {"1": "Roses are red"}
     assert got[-1][1] == {"agent": "Poet", "turn": "1", "attempt": 1, "text": "Roses are red"}
     assert not assemble(got).wrong
+
+
+def test_what_is_written_is_told_with_the_entry_before_it(
+    valkey: Valkey, new_writer: Callable[..., TokenWriter]
+) -> None:
+    writer = new_writer()
+    with redis.Redis(port=valkey.port, decode_responses=True) as client, client.pubsub() as heard:
+        heard.subscribe(wake_channel(RUN))
+        eventually(lambda: heard.get_message(timeout=1))
+        turn = writer.open(RUN, 1, "Poet")
+        for text in ("Roses ", "are\nred", "x" * 20_000):
+            turn.write(text)
+            assert writer.drain(5)
+        stored = client.xrange(stream_key(RUN))
+        told = [eventually(lambda: heard.get_message(timeout=1))["data"] for _ in range(3)]
+    ids = [entry_id for entry_id, _ in stored]
+    assert [parse_news(message) for message in told] == [
+        News("0-0", [stored[0]]),
+        News(ids[0], [stored[1]]),
+        None,  # too long: it has to be read
+    ]
+    assert told[2] == ids[2]
 
 
 def test_tokens_are_coalesced(valkey: Valkey, new_writer: Callable[..., TokenWriter]) -> None:

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from towline.relay import sse
 from towline.relay.agui import AguiTranslator
-from towline.relay.hub import Piece
+from towline.relay.feed import Piece
 
 Entry = tuple[str, dict[str, Any]]
 TURN = {"agent": "Poet", "turn": "1", "attempt": 1}

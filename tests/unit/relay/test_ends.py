@@ -46,6 +46,12 @@ def test_events_that_do_not_move_are_not_waited_for_for_ever() -> None:
     assert len(waiting.ready({"events:0": 4}, now=60)) == 1
 
 
+def test_the_next_look_is_due_with_the_first_outcome() -> None:
+    assert outcomes().due_in(now=1) is None
+    assert outcomes(held(due_at=5)).due_in(now=3) == 2
+    assert outcomes(held(due_at=5)).due_in(now=6) == 0
+
+
 def test_an_outcome_waits_until_it_is_due() -> None:
     waiting = outcomes(held(due_at=5))
     assert waiting.ready({}, now=4.9) == []

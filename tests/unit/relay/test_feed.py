@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from towline.relay import sse
-from towline.relay.hub import Feed, Source
+from towline.relay.feed import Feed, Source
 
 SOURCE = Source("key", "channel")
 

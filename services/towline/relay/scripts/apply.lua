@@ -20,9 +20,21 @@ local function answer(status)
   end
   return result
 end
-local newest
+-- The wake-up carries the entries, unless they are many: see towline.contracts.stream.wake_channel.
+local SAID_MAX = 16384
+local newest, said, length = nil, nil, 0
 local function add(kind, json)
+  if not said then
+    local before = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
+    said = {before and before[1] or '0-0'}
+  end
   newest = redis.call('XADD', stream, 'MAXLEN', '~', entries_max, '*', 'type', kind, 'data', json)
+  length = length + #json
+  if length <= SAID_MAX then
+    said[#said + 1] = newest
+    said[#said + 1] = kind
+    said[#said + 1] = json
+  end
 end
 
 if redis.call('SISMEMBER', written, event) == 1 then return answer('repeated') end
@@ -65,5 +77,5 @@ redis.call('EXPIRE', turns, ttl)
 redis.call('EXPIRE', run, ttl)
 redis.call('EXPIRE', approvals, ttl)
 redis.call('EXPIRE', written, ttl)
-redis.call('PUBLISH', channel, newest)
+redis.call('PUBLISH', channel, length <= SAID_MAX and table.concat(said, '\n') or newest)
 return answer('applied')

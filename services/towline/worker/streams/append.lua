@@ -32,8 +32,19 @@ if sequence ~= last + 1 then return {'lost'} end
 if redis.call('HEXISTS', turns, 'ended') == 1 then return {'ended'} end
 
 local newest, fenced, answer = nil, {}, {'ok'}
+-- The wake-up carries the entries, unless they are many: see towline.contracts.stream.wake_channel.
+local SAID_MAX = 16384
+local before = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
+local said, length = {before and before[1] or '0-0'}, 0
 local function add(kind, attempt, prefix, suffix)
-  newest = redis.call('XADD', stream, 'MAXLEN', '~', entries_max, '*', 'type', kind, 'data', prefix .. attempt .. suffix)
+  local data = prefix .. attempt .. suffix
+  newest = redis.call('XADD', stream, 'MAXLEN', '~', entries_max, '*', 'type', kind, 'data', data)
+  length = length + #data
+  if length <= SAID_MAX then
+    said[#said + 1] = newest
+    said[#said + 1] = kind
+    said[#said + 1] = data
+  end
 end
 for i = OPS, #ARGV, 6 do
   local kind, turn, owner = ARGV[i], ARGV[i + 1], ARGV[i + 2]
@@ -72,6 +83,6 @@ redis.call('HSET', turns, writer, sequence)
 redis.call('EXPIRE', turns, ttl)
 if newest then
   redis.call('EXPIRE', stream, ttl)
-  redis.call('PUBLISH', channel, newest)
+  redis.call('PUBLISH', channel, length <= SAID_MAX and table.concat(said, '\n') or newest)
 end
 return answer

@@ -82,6 +82,7 @@ class TokenWriter:
 
     def __init__(self, redis_settings: RedisSettings, settings: StreamSettings) -> None:
         self._settings = settings
+        self._prefix = redis_settings.key_prefix
         self._redis = redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
             redis_settings.url.get_secret_value(),
             decode_responses=True,
@@ -257,8 +258,9 @@ class TokenWriter:
             self._sha = self._redis.script_load(self._script)
         pipeline = self._redis.pipeline(transaction=False)  # pyright: ignore[reportUnknownMemberType]
         for batch in batches:
+            run_id, prefix = batch.run_id, self._prefix
             pipeline.evalsha(
-                self._sha, 2, stream_key(batch.run_id), turns_key(batch.run_id), *self._argv(batch)
+                self._sha, 2, stream_key(run_id, prefix), turns_key(run_id, prefix), *self._argv(batch)
             )
         answers = pipeline.execute(raise_on_error=False)
         away: Exception | None = None
@@ -281,7 +283,7 @@ class TokenWriter:
         yield str(batch.sequence)
         yield str(self._settings.ttl_s)
         yield str(self._settings.entries_max)
-        yield wake_channel(batch.run_id)
+        yield wake_channel(batch.run_id, self._prefix)
         for operation in batch.operations:
             yield from operation.arguments()
 
