@@ -42,6 +42,7 @@ _READS_AT_ONCE: Final = 8
 """A read that brings something costs round trips however little it brings. A few runs in flight never reach
 this rate and wait for nothing; beyond it, what comes within 20 ms shares a read."""
 _BATCH_COUNT: Final = 500
+_FETCH_MAX_MS: Final = 100
 _HELD_MAX: Final = 5_000
 _HELD_CHARS_MAX: Final = 32 * 1024 * 1024
 _CHECK_S: Final = 1.0
@@ -396,6 +397,9 @@ def _member(kafka: KafkaSettings, group: str) -> Any:
         heartbeat_interval_ms=2_500,
         max_poll_interval_ms=600_000,
         request_timeout_ms=15_000,
+        # A partition whose records wait here for more than 100 ms is left out of the next fetch, and what
+        # comes to it then waits until that one ends: by default for half a second.
+        fetch_max_wait_ms=_FETCH_MAX_MS,
         retry_backoff_ms=250,
     )
     return cast("Any", consumer)
