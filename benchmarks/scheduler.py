@@ -1,9 +1,9 @@
 """The durable scheduler beside the SDK's in-memory backend: one machine, one run, the same stock worker.
 
-``python -m benchmarks.scheduler [--short | --full] [--json FILE]``. Server, worker and client are three
-processes. Each measurement alternates between the two servers, so that other load on the machine meets both;
-what counts is the ratio. The client starts runs from four threads and then waits for one run after the other:
-the in-memory backend starves when many wait at once.
+``python -m benchmarks.scheduler [--short | --full] [--start-mib N] [--json FILE]``. Server, worker and client
+are three processes. Each measurement alternates between the two servers, so that other load on the machine
+meets both; what counts is the ratio. The client starts runs from a few threads and then waits for one run
+after the other: the in-memory backend starves when many wait at once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,8 @@ if str(ROOT) not in sys.path:  # run as a file
     sys.path.insert(0, str(ROOT))
 
 from tests.conformance.support import Hub, ServerProcess, cpu_s  # noqa: E402
+
+from towline.scheduler.store.database import FILE_NAME  # noqa: E402
 
 Turns = Any
 MEMORY: Final = "in-memory"
@@ -108,8 +111,9 @@ SHAPES: Final = (
 class Bench:
     """One server with one stock worker process."""
 
-    def __init__(self, name: str, folder: Path, exits: ExitStack) -> None:
+    def __init__(self, name: str, folder: Path, exits: ExitStack, starters: int = 4) -> None:
         self.name = name
+        self._starters = starters
         self.server = ServerProcess(folder / name, command=COMMANDS[name])
         exits.enter_context(self.server)
         self.worker_pid = exits.enter_context(worker_process(self.server.address))
@@ -141,7 +145,7 @@ class Bench:
     def burst(self, shape: Shape, runs: int) -> Sample:
         """``runs`` at once; rates and CPU per run."""
         server, worker, began = cpu_s(self.server.pid), cpu_s(self.worker_pid), time.perf_counter()
-        with ThreadPoolExecutor(4) as pool:
+        with ThreadPoolExecutor(self._starters) as pool:
             instances = list(pool.map(lambda _: self.start(shape.orchestrator, shape.input), range(runs)))
         for instance in instances:
             self.wait(instance)
@@ -345,12 +349,98 @@ def measure_histories(bench: Bench, rounds: int) -> list[dict[str, float]]:
     return rows
 
 
+def measure_start(folder: Path, mib: int, rounds: int) -> dict[str, float]:
+    """Exec to ready after a kill, by turns on a file with next to nothing in it and on one of ``mib`` MiB.
+
+    The large file holds copies of one run that a worker finished; both have runs that wait for a worker.
+    """
+    servers = {"small": ServerProcess(folder / "small"), "large": ServerProcess(folder / "large")}
+    for server in servers.values():
+        with server, ExitStack() as exits:
+            hub = Hub(server, HUB)
+            exits.callback(hub.close)
+            with worker_process(server.address):
+                sdk = hub.client()
+                sdk.wait_for_orchestration_completion(
+                    sdk.schedule_new_orchestration("nothing", input="x" * 10_000), timeout=60
+                )
+            for _ in range(100):
+                sdk.schedule_new_orchestration("waits_for_a_worker")
+    multiply(servers["large"].data / FILE_NAME, mib)
+    with ExitStack() as exits:
+        for server in servers.values():
+            server.starts_s.clear()
+            server.starts_cpu_s.clear()
+            exits.enter_context(server)
+        for _ in range(rounds):
+            for server in servers.values():
+                server.restart()
+        sizes = {name: folder_mib(server.data) for name, server in servers.items()}
+        results: dict[str, float] = {}
+        for name, server in servers.items():
+            title = f"start after a kill, file of {sizes[name]:.1f} MiB"
+            results[f"{title}, s"] = statistics.median(server.starts_s[1:])
+            results[f"{title}, s of CPU"] = statistics.median(server.starts_cpu_s[1:])
+        results[f"idle CPU with a file of {sizes['large']:.0f} MiB, percent"] = idle_percent(
+            servers["large"].pid, 5
+        )
+    return results
+
+
+def multiply(path: Path, mib: int) -> None:
+    """Copy the one finished instance of a file until the file has ``mib`` MiB."""
+    with sqlite3.connect(path, isolation_level=None) as connection:
+        execute = connection.execute
+        execute("PRAGMA synchronous=OFF")
+        row, size = execute(
+            "SELECT row, (SELECT sum(length(chunk)) FROM history WHERE key >> 20 = row) "
+            "+ length(start) + ifnull(length(output), 0) FROM instance WHERE completed IS NOT NULL"
+        ).fetchone()
+        first: int = int(execute("SELECT value FROM meta WHERE key = 'next_row'").fetchone()[0])
+        copies = (mib << 20) // size
+        columns = ", ".join(
+            {"row": "? + k", "id": "id || '-' || k"}.get(name, name)
+            for _, name, *_ in execute("PRAGMA table_info(instance)")
+        )
+        numbers = "WITH RECURSIVE n(k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM n WHERE k < ?) "
+        execute("BEGIN")
+        execute(
+            f"{numbers}INSERT INTO instance SELECT {columns} FROM n, instance WHERE row = ?",
+            (copies, first, row),
+        )
+        execute(
+            f"{numbers}INSERT INTO history SELECT ((? + k) << 20) | (key & 0xfffff), chunk "
+            "FROM n, history WHERE key >> 20 = ?",
+            (copies, first, row),
+        )
+        execute("UPDATE meta SET value = ? WHERE key = 'next_row'", (str(first + copies + 1),))
+        execute("COMMIT")
+        execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+
+
 def measure_idle(bench: Bench, seconds: float) -> float:
     """Percent of one core with one idle worker connected."""
     time.sleep(1)
-    used, began = cpu_s(bench.server.pid), time.perf_counter()
+    return idle_percent(bench.server.pid, seconds)
+
+
+def idle_percent(pid: int, seconds: float) -> float:
+    used, began = cpu_s(pid), time.perf_counter()
     time.sleep(seconds)
-    return (cpu_s(bench.server.pid) - used) / (time.perf_counter() - began) * 100
+    return (cpu_s(pid) - used) / (time.perf_counter() - began) * 100
+
+
+def sync_ms(folder: Path) -> float:
+    """What the disk takes to make 8 KiB durable: every commit waits for it."""
+    taken = []
+    with (folder / "sync").open("wb", buffering=0) as file:
+        for _ in range(100):
+            file.write(b"x" * 8192)
+            began = time.perf_counter()
+            os.fdatasync(file.fileno())
+            taken.append((time.perf_counter() - began) * 1000)
+    return statistics.median(taken)
 
 
 def folder_mib(folder: Path) -> float:
@@ -363,7 +453,8 @@ def note(text: str) -> None:
 
 def markdown(report: Report) -> str:
     lines = [
-        f"{report.machine['cores']} cores, Python {report.machine['python']}, load {report.machine['load']}",
+        "{cores} cores, Python {python}, load {load}, fdatasync {fdatasync_ms:.2f} ms, "
+        "{starters} threads start runs".format(**report.machine),
         "",
         "| shape | rate /s | in-memory | ratio | server ms/run | in-memory | ratio | p50 ms | in-memory |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -406,15 +497,27 @@ def main() -> None:
     parser.add_argument(
         "--full", action="store_true", help="up to 100,000 finished instances, a file of 1 GB"
     )
+    parser.add_argument(
+        "--start-mib", type=int, metavar="N", help="only the start, on a generated file of N MiB (1024, say)"
+    )
+    parser.add_argument(
+        "--starters", type=int, default=4, help="threads that start runs: each waits for the server's commit"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     if arguments.worker:
         serve(arguments.worker)
         return
+    if arguments.start_mib:
+        with tempfile.TemporaryDirectory(prefix="towline-bench-") as name:
+            for title, value in measure_start(Path(name), arguments.start_mib, 7).items():
+                print(f"- {title}: {value:.3g}")
+        return
     cpus = len(os.sched_getaffinity(0))
     report = Report({"cores": cpus, "python": platform.python_version(), "load": os.getloadavg()[0]})
     with tempfile.TemporaryDirectory(prefix="towline-bench-") as name, ExitStack() as exits:
-        benches = [Bench(backend, Path(name), exits) for backend in (MEMORY, DURABLE)]
+        report.machine |= {"fdatasync_ms": sync_ms(Path(name)), "starters": arguments.starters}
+        benches = [Bench(backend, Path(name), exits, arguments.starters) for backend in (MEMORY, DURABLE)]
         durable = benches[1]
         report.shapes = measure_shapes(benches, *((3, 0.3) if arguments.short else (5, 1.0)))
         report.idle = {f"idle CPU, percent ({bench.name})": measure_idle(bench, 5) for bench in benches}
