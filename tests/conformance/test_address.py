@@ -65,10 +65,10 @@ def test_a_wider_address_without_tls_and_token_is_refused(tmp_path: Path, server
     assert "traceback" not in said
 
 
-def hello(channel: grpc.Channel, *metadata: tuple[str, str]) -> None:
+def hello(channel: grpc.Channel, *metadata: tuple[str, str], timeout_s: float = 5.0) -> None:
     with channel:
         stub = TaskHubSidecarServiceStub(channel)
-        stub.Hello(empty_pb2.Empty(), metadata=metadata, timeout=5, wait_for_ready=True)
+        stub.Hello(empty_pb2.Empty(), metadata=metadata, timeout=timeout_s, wait_for_ready=True)
 
 
 def self_signed(folder: Path) -> tuple[Path, Path]:
@@ -115,7 +115,8 @@ def test_with_a_certificate_and_a_token_it_listens_everywhere_and_lets_in_who_ha
     try:
         credentials = grpc.ssl_channel_credentials(cert_file.read_bytes())
         address = f"localhost:{port}"
-        hello(grpc.secure_channel(address, credentials), ("authorization", "Bearer let me in"))
+        channel = grpc.secure_channel(address, credentials)
+        hello(channel, ("authorization", "Bearer let me in"), timeout_s=20.0)
         refused: list[grpc.StatusCode] = []
         for metadata in ((), (("authorization", "Bearer let me out"),)):
             with pytest.raises(grpc.RpcError) as error:

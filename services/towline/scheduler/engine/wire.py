@@ -66,6 +66,12 @@ def timestamp(us: int) -> Timestamp:
     return Timestamp(seconds=us // MICROS, nanos=us % MICROS * 1000)
 
 
+def set_timestamp(target: Timestamp, us: int) -> None:
+    """The same, into a message that is part of another."""
+    target.seconds, rest = divmod(us, MICROS)
+    target.nanos = rest * 1000
+
+
 def micros(value: Timestamp) -> int:
     """A protobuf timestamp as microseconds, rounded up so that a timer never fires early.
 

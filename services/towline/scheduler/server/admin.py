@@ -1,5 +1,3 @@
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# grpcio has no types of its own.
 """Two small services beside the protocol: ``towline.scheduler.Admin`` and ``grpc.health.v1.Health``.
 
 ``Admin`` speaks well-known types only, so that a caller needs no generated code:
@@ -21,18 +19,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
-import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import Int64Value, StringValue
 
-from towline.scheduler.engine.errors import InvalidRequestError, PreconditionError, SchedulerError
+from towline.scheduler.engine.errors import InvalidRequestError, PreconditionError
 from towline.scheduler.engine.wire import timestamp
 from towline.scheduler.server.readers import Readers
-from towline.scheduler.server.rpc import Binding, refuse, unary
+from towline.scheduler.server.rpc import Binding
 from towline.scheduler.server.runtime import Runtime
 from towline.scheduler.server.stats import collect
+from towline.scheduler.server.transport import Call, Handler
 from towline.scheduler.store.database import backup
 from towline.scheduler.store.errors import StoreError
 
@@ -50,8 +48,9 @@ class Admin:
         self._readers = readers
         self._binding = binding
 
-    def handlers(self) -> Any:
-        """Handlers of the service."""
+    def handlers(self) -> dict[str, Handler]:
+        """Handlers of the service by path."""
+        unary = self._binding.unary
         methods = {
             "GetTime": unary(self._guard(self._get_time), Empty.FromString),
             "GetStats": unary(self._guard(self._get_stats), Empty.FromString),
@@ -59,17 +58,14 @@ class Admin:
         }
         if self._runtime.test_clock:
             methods["SkipTime"] = unary(self._guard(self._skip_time), Duration.FromString)
-        return grpc.method_handlers_generic_handler(ADMIN_SERVICE, methods)
+        return {f"/{ADMIN_SERVICE}/{name}": handler for name, handler in methods.items()}
 
-    def _guard(self, method: Callable[[Any], Awaitable[bytes]]) -> Callable[[Any, Any], Awaitable[bytes]]:
-        async def call(request: Any, context: Any) -> bytes:
-            try:
-                self._binding.metadata(context)
-                return await method(request)
-            except (SchedulerError, PermissionError) as error:
-                return await refuse(context, error)
+    def _guard(self, method: Callable[[Any], Awaitable[bytes]]) -> Callable[[Any, Call], Awaitable[bytes]]:
+        def call_method(request: Any, call: Call) -> Awaitable[bytes]:
+            self._binding.metadata(call)
+            return method(request)
 
-        return call
+        return call_method
 
     async def _skip_time(self, request: Duration) -> bytes:
         runtime = self._runtime
@@ -104,7 +100,8 @@ class Admin:
 class Health:
     """The standard health protocol; its two messages are small enough to write by hand. Asks for no token."""
 
-    def __init__(self) -> None:
+    def __init__(self, binding: Binding) -> None:
+        self._binding = binding
         self._serving = True
         self._changed = asyncio.Event()
 
@@ -113,23 +110,20 @@ class Health:
         self._serving = False
         self._changed.set()
 
-    def handlers(self) -> Any:
-        """Handlers of the service."""
-        return grpc.method_handlers_generic_handler(
-            HEALTH_SERVICE,
-            {
-                "Check": unary(self._check, bytes),
-                "Watch": grpc.unary_stream_rpc_method_handler(self._watch, bytes, bytes),
-            },
-        )
+    def handlers(self) -> dict[str, Handler]:
+        """Handlers of the service by path."""
+        return {
+            f"/{HEALTH_SERVICE}/Check": self._binding.unary(self._check, bytes),
+            f"/{HEALTH_SERVICE}/Watch": self._binding.stream(self._watch, bytes),
+        }
 
     def _status(self) -> bytes:
         return _SERVING if self._serving else _NOT_SERVING
 
-    async def _check(self, _request: bytes, _context: Any) -> bytes:
+    async def _check(self, _request: bytes, _call: Call) -> bytes:
         return self._status()
 
-    async def _watch(self, _request: bytes, _context: Any) -> AsyncIterator[bytes]:
+    async def _watch(self, _request: bytes, _call: Call) -> AsyncIterator[bytes]:
         yield self._status()
         if self._serving:
             await self._changed.wait()

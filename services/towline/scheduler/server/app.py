@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-import grpc.aio
+import grpc
 
 from towline.scheduler.server.admin import Admin, Health
 from towline.scheduler.server.http import MetricsServer
@@ -22,6 +22,7 @@ from towline.scheduler.server.rpc import Binding
 from towline.scheduler.server.runtime import Runtime
 from towline.scheduler.server.service import Service
 from towline.scheduler.server.stats import prometheus
+from towline.scheduler.server.transport import CoreServer
 from towline.scheduler.server.upkeep import Upkeep
 from towline.scheduler.settings import ConfigurationError, SchedulerSettings, split_address
 from towline.scheduler.store import failpoints
@@ -71,18 +72,16 @@ class Server:
         self._readers = Readers(path)
         runtime.recover()
         _tune_interpreter()
-        binding = Binding(runtime, Service(runtime, self._readers), settings.token)
-        self._health = Health()
-        self._grpc = grpc.aio.server(options=_options(settings))
-        self._grpc.add_generic_rpc_handlers(
-            (
-                binding.handlers(),
-                self._health.handlers(),
-                Admin(runtime, self._readers, binding).handlers(),
-            )
-        )
+        self._binding = binding = Binding(runtime, Service(runtime, self._readers), settings.token)
+        self._health = Health(binding)
+        handlers = {
+            **binding.handlers(),
+            **self._health.handlers(),
+            **Admin(runtime, self._readers, binding).handlers(),
+        }
+        self._grpc = CoreServer(handlers, _options(settings))
         self._bind()
-        await self._grpc.start()
+        self._grpc.start()
         self._upkeep = Upkeep(
             runtime, self._readers, ping_s=settings.health_ping_s, retention_s=settings.retention_s
         )
@@ -99,9 +98,9 @@ class Server:
         try:
             if self._settings.tls_cert is not None and self._settings.tls_key is not None:
                 pair = (self._settings.tls_key.read_bytes(), self._settings.tls_cert.read_bytes())
-                bound = self._grpc.add_secure_port(target, grpc.ssl_server_credentials([pair]))
+                bound = self._grpc.bind(target, grpc.ssl_server_credentials([pair]))
             else:
-                bound = self._grpc.add_insecure_port(target)
+                bound = self._grpc.bind(target)
         except (RuntimeError, OSError) as error:
             raise ConfigurationError(f"cannot listen on {target}: {error}") from error
         if not bound:
@@ -116,7 +115,7 @@ class Server:
         for streams in list(self.runtime.dispatcher.streams.values()):
             for stream in list(streams):
                 stream.close()
-        await self._grpc.stop(_STOP_GRACE_S)
+        await self._grpc.stop(_STOP_GRACE_S, self._binding.stop)
         await self._metrics.stop()
         await self.runtime.journal.commit()
         self.close()

@@ -86,7 +86,8 @@ class Stream:
     held: dict[str, Work] = field(default_factory=dict[str, Work])
     """Written and not yet answered, by token."""
     closed: bool = False
-    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    notify: Callable[[], None] = lambda: None
+    """Called when there is something to write, or it was closed."""
 
     def accepts(self, kind: Kind, name: str, version: str) -> bool:
         """Whether the worker wants work of this kind."""
@@ -108,18 +109,12 @@ class Stream:
     def push(self, work: Work | None) -> None:
         """Give it work (None: a health ping)."""
         self.pending.append(work)
-        self._wake.set()
+        self.notify()
 
     def close(self) -> None:
         """Let it end."""
         self.closed = True
-        self._wake.set()
-
-    async def wait(self) -> None:
-        """Return when there is something to write, or it was closed."""
-        if not self.pending and not self.closed:
-            self._wake.clear()
-            await self._wake.wait()
+        self.notify()
 
 
 _Key: TypeAlias = tuple[str, str]

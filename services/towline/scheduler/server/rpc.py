@@ -1,10 +1,9 @@
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
-# grpcio has no types of its own.
-"""Binding of the services to ``grpc.aio``: task hub and token from the metadata, errors to status codes."""
+# pyright: reportUnknownMemberType=false
+"""Binding of the services to calls: task hub and token from the metadata, errors to status codes."""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,155 +12,229 @@ from typing import Any, Final
 import grpc
 from durabletask.internal import orchestrator_service_pb2 as pb
 
-from towline.scheduler.engine.errors import SchedulerError
-from towline.scheduler.engine.wire import HEALTH_PING
+from towline.scheduler.engine.errors import NotDurableError
+from towline.scheduler.engine.model import Instance
+from towline.scheduler.server.answers import UnusableAnswerError
+from towline.scheduler.server.calls import Wait, WorkItems, end
 from towline.scheduler.server.dispatch import DEFAULT_CAPACITY, Stream, filters_of
-from towline.scheduler.server.methods import HUB_UNARY, NO_HUB, UNARY
+from towline.scheduler.server.methods import CHANGES, HUB_UNARY, NO_HUB, UNARY, WAITS, Change
 from towline.scheduler.server.runtime import DEFAULT_HUB, Runtime
-from towline.scheduler.server.service import Service
+from towline.scheduler.server.service import EMPTY, Service
+from towline.scheduler.server.transport import Call, Handler
 
 _log = logging.getLogger(__name__)
 SERVICE_NAME: Final = "TaskHubSidecarService"
 
 
-def _identity(data: bytes) -> bytes:
-    return data
-
-
 class Binding:
-    """Makes gRPC handlers of plain methods."""
+    """Makes call handlers of plain methods."""
 
     def __init__(self, runtime: Runtime, service: Service, token: str | None) -> None:
         self._runtime = runtime
         self._service = service
         self._token = None if token is None else f"Bearer {token}".encode()
+        self._tasks = Tasks(runtime.loop)
+        self._waits: set[Wait] = set()
 
-    def metadata(self, context: Any) -> tuple[str, str]:
+    def metadata(self, call: Call) -> tuple[str, str]:
         """Task hub and worker id of a call.
 
         Raises:
             PermissionError: A token is asked for and the call has none or a wrong one.
         """
         hub, worker, sent = DEFAULT_HUB, "", b""
-        for key, value in context.invocation_metadata() or ():
+        for key, value in call.metadata:
             if key == "taskhub":
-                hub = value or DEFAULT_HUB
+                hub = str(value) or DEFAULT_HUB
             elif key == "workerid":
-                worker = value
+                worker = str(value)
             elif key == "authorization":
                 sent = value.encode() if isinstance(value, str) else value
         if self._token is not None and not hmac.compare_digest(sent, self._token):
             raise PermissionError
         return hub, worker
 
-    def handlers(self) -> Any:
-        """Handlers of ``TaskHubSidecarService``."""
-        methods: dict[str, Any] = {}
+    def handlers(self) -> dict[str, Handler]:
+        """Handlers of ``TaskHubSidecarService`` by path."""
+        methods: dict[str, Handler] = {"Hello": self._hello}
+        for name, (change, request_type) in CHANGES.items():
+            methods[name] = self._change(change, request_type.FromString, hub=name not in NO_HUB)
+        for name, reached in WAITS.items():
+            methods[name] = self._wait(reached)
         for name, (method, request_type) in UNARY.items():
-            call = self._without_hub(method) if name in NO_HUB else self._with_hub(method)
-            methods[name] = unary(call, request_type.FromString)
+            methods[name] = self.unary(self._with_hub(method), request_type.FromString)
         for name, (hub_method, request_type) in HUB_UNARY.items():
-            methods[name] = unary(self._with_hub_name(hub_method), request_type.FromString)
-        methods["GetWorkItems"] = grpc.unary_stream_rpc_method_handler(
-            self._get_work_items, pb.GetWorkItemsRequest.FromString, _identity
+            methods[name] = self.unary(self._with_hub_name(hub_method), request_type.FromString)
+        methods["StreamInstanceHistory"] = self.stream(
+            self._stream_history, pb.StreamInstanceHistoryRequest.FromString
         )
-        methods["StreamInstanceHistory"] = grpc.unary_stream_rpc_method_handler(
-            self._stream_history, pb.StreamInstanceHistoryRequest.FromString, _identity
-        )
-        return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+        methods["GetWorkItems"] = self._get_work_items
+        return {f"/{SERVICE_NAME}/{name}": handler for name, handler in methods.items()}
 
-    def _without_hub(
-        self, method: Callable[[Service, Any, int], Awaitable[bytes]]
-    ) -> Callable[[Any, Any], Awaitable[bytes]]:
-        service, open_to_all = self._service, self._token is None
+    def _hello(self, call: Call, _data: bytes) -> None:
+        """Answer, however busy the server is."""
+        try:
+            self.metadata(call)
+        except PermissionError as error:
+            end(call, error)
+        else:
+            call.reply(EMPTY)
 
-        async def call(request: Any, context: Any) -> bytes:
+    def _change(self, change: Change, parse: Callable[[bytes], Any], *, hub: bool) -> Handler:
+        """Handler of a call that is answered when its change is on disk. Needs no task."""
+        service, runtime = self._service, self._runtime
+        when_durable = runtime.journal.when_durable
+        free = not hub and self._token is None
+
+        def handle(call: Call, data: bytes) -> None:
             try:
-                if not open_to_all:
-                    self.metadata(context)
-                return await method(service, request, 0)
-            except (SchedulerError, PermissionError) as error:
-                return await refuse(context, error)
+                name = DEFAULT_HUB if free else self.metadata(call)[0]
+                reply = change(service, parse(data), runtime.hub(name) if hub else 0)
+            except UnusableAnswerError:
+                self._tasks.start(self._refuse_answer(call), call)
+                return
+            except Exception as error:  # noqa: BLE001  # all end the call with a status
+                end(call, error)
+                return
 
-        return call
+            def then(error: NotDurableError | None) -> None:
+                if error is None:
+                    call.reply(reply)
+                else:
+                    end(call, error)
+
+            when_durable(then)
+
+        return handle
+
+    async def _refuse_answer(self, call: Call) -> None:
+        # There is nothing that a worker could do with an error, so it gets none.
+        try:
+            await self._runtime.answers.refused()
+            call.reply(EMPTY)
+        except Exception as error:  # noqa: BLE001
+            end(call, error)
+
+    def _wait(self, reached: Callable[[Instance], bool]) -> Handler:
+        """Handler of a call that waits for an instance."""
+
+        def handle(call: Call, data: bytes) -> None:
+            try:
+                request = pb.GetInstanceRequest.FromString(data)
+                hub = self._runtime.hub(self.metadata(call)[0])
+            except Exception as error:  # noqa: BLE001
+                end(call, error)
+                return
+            Wait(self._runtime, self._service, call, request, hub, reached, self._waits).look()
+
+        return handle
+
+    def unary(
+        self, method: Callable[[Any, Call], Awaitable[bytes]], parse: Callable[[bytes], Any]
+    ) -> Handler:
+        """Handler of any other unary call that answers with encoded bytes."""
+        tasks = self._tasks
+
+        async def run(call: Call, data: bytes) -> None:
+            try:
+                call.reply(await method(parse(data), call))
+            except Exception as error:  # noqa: BLE001
+                end(call, error)
+
+        def handle(call: Call, data: bytes) -> None:
+            task = tasks.start(run(call, data), call)
+            call.watch(task.cancel)
+
+        return handle
+
+    def stream(
+        self, method: Callable[[Any, Call], AsyncIterator[bytes]], parse: Callable[[bytes], Any]
+    ) -> Handler:
+        """Handler of a call that answers with a stream of encoded messages."""
+        tasks = self._tasks
+
+        async def run(call: Call, data: bytes) -> None:
+            try:
+                async for message in method(parse(data), call):
+                    await call.write(message)
+                call.end()
+            except Exception as error:  # noqa: BLE001
+                end(call, error)
+
+        def handle(call: Call, data: bytes) -> None:
+            task = tasks.start(run(call, data), call)
+            call.watch(task.cancel)
+
+        return handle
+
+    def stop(self) -> None:
+        """End what is under way: its callers are told to come again."""
+        self._tasks.stop()
+        for wait in list(self._waits):
+            wait.stop()
 
     def _with_hub(
         self, method: Callable[[Service, Any, int], Awaitable[bytes]]
-    ) -> Callable[[Any, Any], Awaitable[bytes]]:
+    ) -> Callable[[Any, Call], Awaitable[bytes]]:
         service, runtime = self._service, self._runtime
 
-        async def call(request: Any, context: Any) -> bytes:
-            try:
-                hub, _ = self.metadata(context)
-                return await method(service, request, runtime.hub(hub))
-            except (SchedulerError, PermissionError) as error:
-                return await refuse(context, error)
+        def call_method(request: Any, call: Call) -> Awaitable[bytes]:
+            hub, _ = self.metadata(call)
+            return method(service, request, runtime.hub(hub))
 
-        return call
+        return call_method
 
     def _with_hub_name(
         self, method: Callable[[Service, Any, int, str], Awaitable[bytes]]
-    ) -> Callable[[Any, Any], Awaitable[bytes]]:
-        async def call(request: Any, context: Any) -> bytes:
-            try:
-                hub, _ = self.metadata(context)
-                return await method(self._service, request, 0, hub)
-            except (SchedulerError, PermissionError) as error:
-                return await refuse(context, error)
+    ) -> Callable[[Any, Call], Awaitable[bytes]]:
+        def call_method(request: Any, call: Call) -> Awaitable[bytes]:
+            hub, _ = self.metadata(call)
+            return method(self._service, request, 0, hub)
 
-        return call
-
-    async def _get_work_items(self, request: pb.GetWorkItemsRequest, context: Any) -> None:
-        try:
-            hub, worker = self.metadata(context)
-        except PermissionError as error:
-            await refuse(context, error)
-            return
-        capacity = (
-            request.maxConcurrentOrchestrationWorkItems or DEFAULT_CAPACITY,
-            request.maxConcurrentActivityWorkItems or DEFAULT_CAPACITY,
-            request.maxConcurrentEntityWorkItems or DEFAULT_CAPACITY,
-        )
-        stream = Stream(
-            self._runtime.hub(hub), worker or request.worker_instance_id, capacity, filters_of(request)
-        )
-        _log.info("worker.connected", extra={"hub": hub, "worker": stream.worker, "capacity": capacity})
-        self._runtime.dispatcher.attach(stream)
-        try:
-            # A worker takes the headers for "connected"; by themselves they wait for the first item or ping.
-            await context.send_initial_metadata(())
-            while not stream.closed:
-                while stream.pending and not stream.closed:
-                    work = stream.pending.popleft()
-                    data = HEALTH_PING if work is None else self._runtime.handouts.encode(stream, work)
-                    if data is not None:
-                        await context.write(data)
-                await stream.wait()
-        finally:
-            self._runtime.losses.detach(stream)
-            _log.info("worker.disconnected", extra={"hub": hub, "worker": stream.worker})
+        return call_method
 
     async def _stream_history(
-        self, request: pb.StreamInstanceHistoryRequest, context: Any
+        self, request: pb.StreamInstanceHistoryRequest, call: Call
     ) -> AsyncIterator[bytes]:
-        try:
-            hub, _ = self.metadata(context)
-            chunks = await self._service.history(request, self._runtime.hub(hub))
-        except (SchedulerError, PermissionError) as error:
-            await refuse(context, error)
-            return
-        for chunk in chunks:
+        hub, _ = self.metadata(call)
+        for chunk in await self._service.history(request, self._runtime.hub(hub)):
             yield chunk
 
+    def _get_work_items(self, call: Call, data: bytes) -> None:
+        try:
+            request = pb.GetWorkItemsRequest.FromString(data)
+            hub, worker = self.metadata(call)
+            capacity = (
+                request.maxConcurrentOrchestrationWorkItems or DEFAULT_CAPACITY,
+                request.maxConcurrentActivityWorkItems or DEFAULT_CAPACITY,
+                request.maxConcurrentEntityWorkItems or DEFAULT_CAPACITY,
+            )
+            stream = Stream(
+                self._runtime.hub(hub), worker or request.worker_instance_id, capacity, filters_of(request)
+            )
+        except Exception as error:  # noqa: BLE001
+            end(call, error)
+            return
+        _log.info("worker.connected", extra={"hub": hub, "worker": stream.worker, "capacity": capacity})
+        WorkItems(self._runtime, call, stream).start()
 
-def unary(call: Callable[[Any, Any], Awaitable[bytes]], parse: Callable[[bytes], Any]) -> Any:
-    """Handler of a unary call that answers with encoded bytes."""
-    return grpc.unary_unary_rpc_method_handler(call, parse, _identity)
 
+class Tasks:
+    """The tasks of calls under way."""
 
-async def refuse(context: Any, error: SchedulerError | PermissionError) -> bytes:
-    """End a call with the status that belongs to an error."""
-    if isinstance(error, SchedulerError):
-        await context.abort(getattr(grpc.StatusCode, error.code), str(error))
-    await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a valid bearer token is required")
-    return b""
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._create = loop.create_task
+        self._calls: dict[asyncio.Task[None], Call] = {}
+
+    def start(self, work: Any, call: Call) -> asyncio.Task[None]:
+        """Run the work of a call."""
+        task = self._create(work)
+        self._calls[task] = call
+        task.add_done_callback(self._calls.pop)
+        return task
+
+    def stop(self) -> None:
+        """Cut all short."""
+        for task, call in list(self._calls.items()):
+            task.cancel()
+            call.end(grpc.StatusCode.UNAVAILABLE, "the server is stopping")

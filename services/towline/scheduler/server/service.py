@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias
 
 from durabletask.internal import orchestrator_service_pb2 as pb
-from google.protobuf.empty_pb2 import Empty
 
 from towline.scheduler.engine import control, entities, lifecycle, rewind
 from towline.scheduler.engine.errors import InvalidRequestError, NotFoundError, TooLargeError
-from towline.scheduler.engine.model import PENDING, Instance
+from towline.scheduler.engine.model import Instance
 from towline.scheduler.server import queries, views
-from towline.scheduler.server.answers import UnusableAnswerError
 from towline.scheduler.server.readers import Readers
 from towline.scheduler.server.runtime import Runtime
 
 _PURGE_BATCH: Final = 200
 
 Reply: TypeAlias = bytes
-_Answer = TypeVar("_Answer")
 EMPTY: Final = b""
 
 
@@ -42,11 +38,7 @@ class Service:
 
     # -- clients: instances
 
-    async def hello(self, _request: Empty, _hub: int) -> Reply:
-        """Answer, however busy the server is."""
-        return EMPTY
-
-    async def start_instance(self, request: pb.CreateInstanceRequest, hub: int) -> Reply:
+    def start_instance(self, request: pb.CreateInstanceRequest, hub: int) -> Reply:
         """Start an instance; durable when answered."""
         self._check_payload("input", request.input.value)
         if not request.name:
@@ -56,18 +48,23 @@ class Service:
         instance = self._runtime.change(
             lambda changes, world, now: lifecycle.start(changes, world, hub, request, now)
         )
-        await self._durable()
         return pb.CreateInstanceResponse(instanceId=instance.id).SerializeToString()
 
     def _find(self, hub: int, instance_id: str) -> Instance | None:
         return self._runtime.world.instance(hub, instance_id)
 
-    async def _settled(self, hub: int, instance_id: str) -> Instance | None:
-        """The instance as it is on disk: what is shown must not be undone by a failed commit."""
+    def settled(self, hub: int, instance_id: str) -> tuple[bool, Instance | None]:
+        """Whether what memory has of an instance is on disk, and the instance as it is there.
+
+        What is shown must not be undone by a failed commit.
+        """
         instance = self._find(hub, instance_id)
-        if (instance is not None and instance.pins) or (
-            instance is None and self._is_dying(hub, instance_id)
-        ):
+        uncommitted = instance.pins > 0 if instance is not None else self._is_dying(hub, instance_id)
+        return not uncommitted, instance
+
+    async def _settled(self, hub: int, instance_id: str) -> Instance | None:
+        settled, instance = self.settled(hub, instance_id)
+        if not settled:
             await self._durable()
             instance = self._find(hub, instance_id)
         return instance
@@ -75,37 +72,21 @@ class Service:
     def _is_dying(self, hub: int, instance_id: str) -> bool:
         return self._runtime.world.known_instance(hub, instance_id) is not None
 
-    def _reply(self, instance: Instance | None, request: pb.GetInstanceRequest) -> Reply:
+    def state_of(self, instance: Instance | None, request: pb.GetInstanceRequest) -> Reply:
+        """What a client is shown of an instance."""
         if instance is None:
             return pb.GetInstanceResponse(exists=False).SerializeToString()
+        response = pb.GetInstanceResponse(exists=True)
         payloads = request.getInputsAndOutputs
         data = self._runtime.world.load_input(instance) if payloads else None
-        state = views.instance_state(instance, payloads=payloads, data=data)
-        return pb.GetInstanceResponse(exists=True, orchestrationState=state).SerializeToString()
+        views.fill_instance_state(response.orchestrationState, instance, payloads=payloads, data=data)
+        return response.SerializeToString()
 
     async def get_instance(self, request: pb.GetInstanceRequest, hub: int) -> Reply:
         """State of an instance."""
-        return self._reply(await self._settled(hub, request.instanceId), request)
+        return self.state_of(await self._settled(hub, request.instanceId), request)
 
-    async def wait_for_start(self, request: pb.GetInstanceRequest, hub: int) -> Reply:
-        """Wait until an instance is no longer pending."""
-        return await self._wait(request, hub, lambda instance: instance.status != PENDING)
-
-    async def wait_for_completion(self, request: pb.GetInstanceRequest, hub: int) -> Reply:
-        """Wait until an instance has ended."""
-        return await self._wait(request, hub, lambda instance: instance.terminal)
-
-    async def _wait(
-        self, request: pb.GetInstanceRequest, hub: int, reached: Callable[[Instance], bool]
-    ) -> Reply:
-        # The caller's deadline cancels this; without one it waits as long as the caller does.
-        while True:
-            instance = await self._settled(hub, request.instanceId)
-            if instance is None or reached(instance):
-                return self._reply(instance, request)
-            await self._runtime.waiters.wait(instance.row)
-
-    async def raise_event(self, request: pb.RaiseEventRequest, hub: int) -> Reply:
+    def raise_event(self, request: pb.RaiseEventRequest, hub: int) -> Reply:
         """Deliver an external event; durable when answered."""
         self._check_payload("event data", request.input.value)
         data = request.input.value if request.HasField("input") else None
@@ -114,10 +95,9 @@ class Service:
                 changes, world, hub, request.instanceId, request.name, data, now
             )
         )
-        await self._durable()
         return EMPTY
 
-    async def terminate(self, request: pb.TerminateRequest, hub: int) -> Reply:
+    def terminate(self, request: pb.TerminateRequest, hub: int) -> Reply:
         """End an instance, without any worker."""
         output = request.output.value if request.HasField("output") else None
         self._runtime.change(
@@ -125,44 +105,39 @@ class Service:
                 changes, world, hub, request.instanceId, output, recursive=request.recursive, now=now
             )
         )
-        await self._durable()
         return EMPTY
 
-    async def suspend(self, request: pb.SuspendRequest, hub: int) -> Reply:
+    def suspend(self, request: pb.SuspendRequest, hub: int) -> Reply:
         """Hand out no further turns of an instance."""
         reason = request.reason.value if request.HasField("reason") else None
         self._runtime.change(
             lambda changes, world, now: control.suspend(changes, world, hub, request.instanceId, reason, now)
         )
-        await self._durable()
         return EMPTY
 
-    async def resume(self, request: pb.ResumeRequest, hub: int) -> Reply:
+    def resume(self, request: pb.ResumeRequest, hub: int) -> Reply:
         """Go on with a suspended instance."""
         reason = request.reason.value if request.HasField("reason") else None
         self._runtime.change(
             lambda changes, world, now: control.resume(changes, world, hub, request.instanceId, reason, now)
         )
-        await self._durable()
         return EMPTY
 
-    async def rewind(self, request: pb.RewindInstanceRequest, hub: int) -> Reply:
+    def rewind(self, request: pb.RewindInstanceRequest, hub: int) -> Reply:
         """Run a failed instance again from its last good point."""
         reason = request.reason.value if request.HasField("reason") else None
         self._runtime.change(
             lambda changes, world, now: rewind.request(changes, world, hub, request.instanceId, reason, now)
         )
-        await self._durable()
         return EMPTY
 
-    async def restart(self, request: pb.RestartInstanceRequest, hub: int) -> Reply:
+    def restart(self, request: pb.RestartInstanceRequest, hub: int) -> Reply:
         """Run a finished instance again."""
         instance = self._runtime.change(
             lambda changes, world, now: control.restart(
                 changes, world, hub, request.instanceId, new_id=request.restartWithNewInstanceId, now=now
             )
         )
-        await self._durable()
         return pb.RestartInstanceResponse(instanceId=instance.id).SerializeToString()
 
     async def query_instances(self, request: pb.QueryInstancesRequest, hub: int) -> Reply:
@@ -267,11 +242,10 @@ class Service:
 
     # -- clients: entities
 
-    async def signal_entity(self, request: pb.SignalEntityRequest, hub: int) -> Reply:
+    def signal_entity(self, request: pb.SignalEntityRequest, hub: int) -> Reply:
         """Queue a signal; durable when answered, and once per request id."""
         self._check_payload("signal input", request.input.value)
         self._runtime.signal(hub, request)
-        await self._durable()
         return EMPTY
 
     async def get_entity(self, request: pb.GetEntityRequest, hub: int) -> Reply:
@@ -325,28 +299,22 @@ class Service:
 
     # -- workers
 
-    async def _take(self, complete: Callable[[_Answer], bool], answer: _Answer) -> Reply:
-        # There is nothing that a worker could do with an error, so it gets none.
-        try:
-            if complete(answer):
-                await self._durable()
-        except UnusableAnswerError:
-            await self._answers.refused()
+    def complete_turn(self, request: pb.OrchestratorResponse, _hub: int) -> Reply:
+        """Take a worker's answer for a turn; a stale token changes nothing."""
+        self._answers.complete_turn(request)
         return EMPTY
 
-    async def complete_turn(self, request: pb.OrchestratorResponse, _hub: int) -> Reply:
-        """Take a worker's answer for a turn; a stale token changes nothing."""
-        return await self._take(self._answers.complete_turn, request)
-
-    async def complete_activity(self, request: pb.ActivityResponse, _hub: int) -> Reply:
+    def complete_activity(self, request: pb.ActivityResponse, _hub: int) -> Reply:
         """Take a worker's answer for an activity; a stale token changes nothing."""
-        return await self._take(self._answers.complete_activity, request)
+        self._answers.complete_activity(request)
+        return EMPTY
 
-    async def complete_batch(self, request: pb.EntityBatchResult, _hub: int) -> Reply:
+    def complete_batch(self, request: pb.EntityBatchResult, _hub: int) -> Reply:
         """Take a worker's answer for an entity batch; a stale token changes nothing."""
-        return await self._take(self._answers.complete_batch, request)
+        self._answers.complete_batch(request)
+        return EMPTY
 
-    async def abandon(self, request: Any, _hub: int) -> Reply:
+    def abandon(self, request: Any, _hub: int) -> Reply:
         """Take back a work item."""
         self._runtime.losses.abandon(request.completionToken)
         return EMPTY

@@ -1,35 +1,39 @@
-"""Calls that wait for an instance: futures on the loop, one dictionary, no threads."""
+"""Calls that wait for an instance: callbacks by instance, no threads, no tasks."""
 
-import asyncio
+from __future__ import annotations
+
+from collections.abc import Callable
 
 
 class Waiters:
-    """Futures by instance row, woken whenever a commit has changed the instance's status."""
+    """Callbacks by instance row, called once, whenever a commit has changed the instance's status."""
 
     def __init__(self) -> None:
-        self._by_row: dict[int, set[asyncio.Future[None]]] = {}
+        self._by_row: dict[int, dict[Callable[[], None], None]] = {}
         self.count = 0
 
-    async def wait(self, row: int) -> None:
-        """Return after the next wake-up for ``row``. Safe to cancel."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._by_row.setdefault(row, set()).add(future)
+    def add(self, row: int, look: Callable[[], None]) -> None:
+        """Call ``look`` at the next wake-up for ``row``. It must not raise."""
+        self._by_row.setdefault(row, {})[look] = None
         self.count += 1
-        try:
-            await future
-        finally:
+
+    def discard(self, row: int, look: Callable[[], None]) -> None:
+        """Wait no longer."""
+        waiting = self._by_row.get(row)
+        if waiting is not None and look in waiting:
+            del waiting[look]
             self.count -= 1
-            waiting = self._by_row.get(row)
-            if waiting is not None:
-                waiting.discard(future)
-                if not waiting:
-                    del self._by_row[row]
+            if not waiting:
+                del self._by_row[row]
 
     def wake(self, row: int) -> None:
         """Let everybody who waits for ``row`` look again."""
-        for future in self._by_row.pop(row, ()):
-            if not future.done():
-                future.set_result(None)
+        waiting = self._by_row.pop(row, None)
+        if waiting is None:
+            return
+        self.count -= len(waiting)
+        for look in waiting:
+            look()
 
     def wake_all(self) -> None:
         """Let everybody look again."""

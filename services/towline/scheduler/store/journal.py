@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from towline.scheduler.engine.changes import Changes
 from towline.scheduler.engine.errors import NotDurableError
@@ -22,6 +23,9 @@ from towline.scheduler.store import failpoints
 from towline.scheduler.store.statements import SQL
 
 _log = logging.getLogger(__name__)
+
+WhenDurable: TypeAlias = "Callable[[NotDurableError | None], None]"
+"""Told when changes are on disk, or that they are not and have been undone. It must not raise."""
 
 
 @dataclass(slots=True)
@@ -38,7 +42,7 @@ class CommitStats:
 @dataclass(slots=True)
 class _Batch:
     changes: Changes = field(default_factory=Changes)
-    waiters: list[asyncio.Future[None]] = field(default_factory=list[asyncio.Future[None]])
+    waiters: list[WhenDurable] = field(default_factory=list["WhenDurable"])
 
 
 class Journal:
@@ -81,6 +85,11 @@ class Journal:
             # After everything that is ready in this turn of the loop: that is the group.
             self._loop.call_soon(self._flush)
 
+    def when_durable(self, then: WhenDurable) -> None:
+        """Call ``then`` when all changes made so far are on disk, or have been undone."""
+        self._open.waiters.append(then)
+        self.kick()
+
     async def commit(self) -> None:
         """Wait until all changes made so far are on disk.
 
@@ -88,8 +97,16 @@ class Journal:
             NotDurableError: They are not and have been undone.
         """
         future: asyncio.Future[None] = self._loop.create_future()
-        self._open.waiters.append(future)
-        self.kick()
+
+        def then(error: NotDurableError | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        self.when_durable(then)
         await future
 
     def _flush(self) -> None:
@@ -97,7 +114,11 @@ class Journal:
         if self._committing is not None:
             return
         batch = self._open
-        if not batch.changes and not batch.waiters:
+        if not batch.changes:
+            # No commit is under way: what these waited for is on disk.
+            waiters, batch.waiters = batch.waiters, []
+            for then in waiters:
+                then(None)
             return
         self._open = _Batch()
         self._committing = batch
@@ -157,9 +178,8 @@ class Journal:
             return
         self._committing = None
         self._on_commit(batch.changes)
-        for future in batch.waiters:
-            if not future.done():
-                future.set_result(None)
+        for then in batch.waiters:
+            then(None)
         if self._doomed is not None:
             self._fail(self._open, self._doomed)
         elif self._open.changes or self._open.waiters:
@@ -174,9 +194,8 @@ class Journal:
         following, self._open = self._open, _Batch()
         self._committing = self._doomed = None
         self._on_failure(error)
-        for future in (*batch.waiters, *following.waiters):
-            if not future.done():
-                future.set_exception(NotDurableError(f"the change could not be committed: {error}"))
+        for then in (*batch.waiters, *following.waiters):
+            then(NotDurableError(f"the change could not be committed: {error}"))
 
     def abort(self, error: BaseException) -> None:
         """Undo everything that is not committed: the state in memory can't be trusted any more."""
