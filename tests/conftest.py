@@ -16,6 +16,9 @@ for _name in [name for name in os.environ if name.startswith(("TOWLINE_", "OTEL_
     if _name not in _KEPT and not _name.startswith(_KEPT_PREFIXES):
         del os.environ[_name]
 
+# Code that is not deterministic shows where every turn replays. Tests of what is kept between turns say so.
+os.environ["TOWLINE_WORKER_REPLAY"] = "always"
+
 # A deadline fails a test because the machine was busy. With CI's profile a failure can be repeated.
 settings.register_profile("towline", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
 settings.load_profile("towline")

@@ -114,6 +114,8 @@ class Fleet:
                 "TOWLINE_SCHEDULER_TASKHUB": f"c{name}",
                 "TOWLINE_BRIDGE_UNKNOWN_RUN_GRACE_S": str(unknown_run_grace_s),
                 "TOWLINE_BRIDGE_SWEEP_EVERY_S": "5",
+                # Half of the turns go on where the last one ended, half replay after a crash: both are met.
+                "TOWLINE_WORKER_REPLAY": "never",
                 EFFECTS_VARIABLE: str(effects),
             },
             roles=(),

@@ -47,6 +47,7 @@ ObservedName: TypeAlias = Literal[
     "towline.consumer.lag",
     "towline.consumer.on_hold",
     "towline.worker.work_items",
+    "towline.worker.turns",
     "towline.worker.in_hand",
     "towline.worker.turns_waiting",
     "towline.stream.kept_chars",
@@ -148,6 +149,10 @@ METRICS: Final[Mapping[MetricName, Metric]] = {
     "towline.worker.work_items": Metric(
         "counter", "{item}", "worker", ("kind",),
         "Work items taken from the scheduler: turn, activity, entity batch (an agent's turn).",
+    ),
+    "towline.worker.turns": Metric(
+        "counter", "{turn}", "worker", ("how",),
+        "Orchestration turns: kept (gone on with), replayed; stale of these: kept, but of another history.",
     ),
     "towline.worker.in_hand": Metric(
         "gauge", "{item}", "worker", (), "Work items being carried out or reported."

@@ -13,7 +13,7 @@ from towline.contracts.canonical import approval_digest
 from towline.contracts.durable import DECISION_EVENT, ChildAsk, RaisedCommand
 from towline.contracts.events import ApprovalRequested
 from towline.worker import sdk
-from towline.worker.book import AskSpec, Deliver, Effect, Forward, Refused, Resolved, approves
+from towline.worker.ask_model import AskSpec, Deliver, Effect, Forward, Refused, Resolved, approves
 from towline.worker.errors import ApprovalExpired
 from towline.worker.run import Run, utc
 

@@ -21,6 +21,7 @@ from towline.worker import loader
 from towline.worker.host import Host, until_signalled
 from towline.worker.settings import WorkerSettings
 from towline.worker.streams import StreamObserver, StreamSettings, TokenWriter
+from towline.worker.supervisor import UNUSABLE, Plan, Supervisor, stop_with_parent
 
 app = typer.Typer(
     pretty_exceptions_enable=False, help="Host an app: agents, orchestrations, activities, workflows."
@@ -39,16 +40,25 @@ def worker(
             "--app", metavar="MODULE:ATTR", help="A setup_worker(worker) function or a towline.worker.App."
         ),
     ] = "",
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Worker processes under this one; default: TOWLINE_WORKER_PROCESSES, 1."),
+    ] = None,
+    supervised: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Host an app until SIGTERM."""
     settings = WorkerSettings()
     chosen = target or settings.app
     if not chosen:
         _fail("--app MODULE:ATTR (or TOWLINE_WORKER_APP) is needed: what to host")
+    count = processes or settings.processes
+    if count > 1 and not supervised:
+        _supervise(chosen, count, settings)
+        return
     clean = False
     with set_up("towline-worker"):
         try:
-            clean = asyncio.run(_host(loader.load(chosen), settings))
+            clean = asyncio.run(_host(loader.load(chosen), settings, supervised=supervised))
         except TowlineError as error:
             _fail(str(error))
     logging.shutdown()
@@ -60,8 +70,34 @@ def worker(
         os._exit(0)
 
 
-async def _host(loaded: loader.LoadedApp, settings: WorkerSettings) -> bool:
+def _supervise(target: str, count: int, settings: WorkerSettings) -> None:
+    host, _, port = settings.http_listen.rpartition(":")
+    if int(port) == 0:
+        _fail("TOWLINE_WORKER_HTTP_LISTEN needs a port: the processes serve those that follow it")
+    listens = [f"{host}:{int(port) + number}" for number in range(1, count + 1)]
+    plan = Plan(
+        command=lambda _: (sys.executable, "-m", "towline.worker", "--app", target, "--supervised"),
+        environment=lambda number: {**os.environ, "TOWLINE_WORKER_HTTP_LISTEN": listens[number - 1]},
+        ready_urls=[f"http://{listen}/readyz" for listen in listens],
+        stop_timeout_s=settings.stop_timeout_s,
+    )
+
+    async def run() -> bool:
+        supervisor = Supervisor(plan)
+        until_signalled(on_signal=supervisor.stop)
+        with HealthServer(settings.http_listen, ready=supervisor.ready):
+            return await supervisor.run()
+
+    with set_up("towline-worker"):
+        usable = asyncio.run(run())
+    if not usable:
+        raise typer.Exit(UNUSABLE)
+
+
+async def _host(loaded: loader.LoadedApp, settings: WorkerSettings, *, supervised: bool) -> bool:
     stop = until_signalled()
+    if supervised:
+        stop_with_parent(stop)
     async with AsyncExitStack() as parts:
         streams = StreamSettings()
         observers: list[StreamObserver] = []
@@ -117,7 +153,7 @@ async def _start(host: Host, producer: EventProducer) -> None:
 
 def _fail(message: str) -> NoReturn:
     typer.echo(f"towline worker: {message}", err=True)
-    raise typer.Exit(2)
+    raise typer.Exit(UNUSABLE)
 
 
 def main() -> None:

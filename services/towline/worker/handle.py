@@ -17,8 +17,8 @@ from durabletask import task
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter
 from pydantic_core import to_jsonable_python
 
+from towline.worker.ask_model import Deliver
 from towline.worker.asks import Announcement
-from towline.worker.book import Deliver
 from towline.worker.context import RunContext
 from towline.worker.retries import AgentRetry
 

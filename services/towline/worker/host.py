@@ -17,7 +17,7 @@ from towline.contracts.payloads.durable_store import SharedPayloadStore
 from towline.contracts.settings import PayloadSettings, SchedulerSettings
 from towline.worker import instruments, loader, sdk
 from towline.worker.agents import InstrumentAgent, ObservedAgent, TurnObserver, no_instrumentation
-from towline.worker.dispatcher import Dispatcher, DispatcherOptions
+from towline.worker.dispatcher import Dispatcher, DispatcherOptions, KeeperOptions
 from towline.worker.errors import CredentialError
 from towline.worker.outlet import Outlet, Publisher
 from towline.worker.payloads import ItemPayloads
@@ -153,6 +153,9 @@ class Host:
             max_activities=settings.max_activities,
             max_agent_turns=settings.max_agent_turns,
             threads=settings.threads,
+            keeper=KeeperOptions(
+                replay=settings.replay, max_count=settings.kept_runs, max_age_s=settings.kept_s
+            ),
         )
         payloads = ItemPayloads(self._payloads, inline_bytes=self._inline_bytes)
         self._dispatcher = Dispatcher(worker, outlet, options, payloads)

@@ -163,5 +163,8 @@ def observe_host(dispatcher: Dispatcher, outlet: Outlet) -> None:
     metrics.observe(
         "towline.worker.work_items", lambda: [(n, {"kind": k}) for k, n in list(dispatcher.taken.items())]
     )
+    metrics.observe(
+        "towline.worker.turns", lambda: [(n, {"how": how}) for how, n in list(dispatcher.turns.items())]
+    )
     metrics.observe_value("towline.worker.in_hand", lambda: dispatcher.in_hand)
     metrics.observe_value("towline.worker.turns_waiting", lambda: outlet.waiting_count)

@@ -13,7 +13,7 @@ from durabletask.serialization import DataConverter
 from towline.contracts.canonical import digest
 from towline.contracts.durable import unwrap_input
 from towline.contracts.events import AppRegistered, Event, RunTypeInfo
-from towline.telemetry.runs import RunRef, bind
+from towline.telemetry.runs import bind
 from towline.worker import sdk
 from towline.worker.asks import Asks
 from towline.worker.context import RunContext, wrap_output
@@ -64,7 +64,7 @@ def hosted(name: str, code: Callable[..., Any], hosting: Hosting) -> Callable[..
         turn = current_turn()
         if turn is not None:
             turn.run = run
-        bind(RunRef(envelope.run_id, envelope.run_type, envelope.session_id), calls_out=False)
+        bind(run.ref, calls_out=False)
         run.begin()
         if hosting.take_input is not None:
             user_input = hosting.take_input(user_input, run)

@@ -24,7 +24,8 @@ from towline.contracts.events import (
 )
 from towline.telemetry.runs import RunRef
 from towline.worker import sdk
-from towline.worker.book import Book, Refused, Resolved
+from towline.worker.ask_model import Refused, Resolved
+from towline.worker.book import Book
 from towline.worker.turn import Publish, RaiseOn, Said, Waited, current_turn
 
 if TYPE_CHECKING:
@@ -93,9 +94,14 @@ class Run:
         self.child_prefix = "" if self.is_root else _prefix(native.instance_id, envelope.run_id)
 
     @property
+    def ref(self) -> RunRef:
+        """The run, as spans and logs name it."""
+        return RunRef(self.envelope.run_id, self.envelope.run_type, self.envelope.session_id)
+
+    @property
     def labels(self) -> dict[str, str]:
         """What names the run on an activity, whose worker knows no more than the activity's own request."""
-        return RunRef(self.envelope.run_id, self.envelope.run_type, self.envelope.session_id).attributes()
+        return self.ref.attributes()
 
     @property
     def is_root(self) -> bool:

@@ -23,6 +23,12 @@ class WorkerSettings(BaseSettings):
     http_listen: str = Field(
         default="127.0.0.1:8083", description="Where /healthz, /readyz and /metrics are served."
     )
+    processes: int = Field(
+        default=1,
+        ge=1,
+        description="Worker processes under one (--processes overrides it): http_listen answers for all, "
+        "and each has an address of its own, on the ports that follow.",
+    )
     dispatcher: Literal["async", "sdk"] = Field(
         default="async",
         description="Who carries work items out: Towline's asynchronous dispatcher, or the SDK's own worker.",
@@ -41,6 +47,20 @@ class WorkerSettings(BaseSettings):
     max_activities: int = Field(default=512, ge=1, description="Activities in hand at once.")
     max_agent_turns: int = Field(
         default=2_000, ge=1, description="Agent and other entity batches at once; agents hold no thread."
+    )
+    replay: Literal["sampled", "always", "never"] = Field(
+        default="sampled",
+        description="Whether a turn replays its run's whole history: always; never, if it can go on where"
+        " the turn before left the code; sampled: as never, but for the first turns of each orchestrator and"
+        " one in 64, which finds code that is not deterministic.",
+    )
+    kept_runs: int = Field(
+        default=1_000, ge=1, description="Orchestrations whose code is kept between turns, at most."
+    )
+    kept_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="Seconds without a turn after which one is no longer kept.",
     )
     stop_timeout_s: float = Field(
         default=10.0, gt=0, description="Seconds that work in hand may take after SIGTERM; then it is left."

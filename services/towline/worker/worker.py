@@ -24,7 +24,7 @@ from towline.contracts.payload_reference import is_reference
 from towline.contracts.tracing import tracing_is_on
 from towline.telemetry.runs import scope
 from towline.worker import instruments, sdk, workflows
-from towline.worker.book import Refused
+from towline.worker.ask_model import Refused
 from towline.worker.errors import TurnAbandonedError
 from towline.worker.outcome import RunFacts, outcome_of
 from towline.worker.outlet import Outlet

@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from towline.worker import sdk
+from towline.worker.ask_model import Deliver
 from towline.worker.asks import Announcement, Asks, event_data
-from towline.worker.book import Deliver
 from towline.worker.context import RunContext
 from towline.worker.run import Run
 

@@ -82,6 +82,13 @@ def fan_out(ctx: OrchestrationContext, count: int) -> Any:
     return sum(squares)
 
 
+def chain(ctx: OrchestrationContext, count: int) -> Any:
+    total = 0
+    for number in range(count):
+        total += yield ctx.call_activity(square, input=number)
+    return total
+
+
 def failing_activity(ctx: OrchestrationContext, number: int) -> Any:
     try:
         yield ctx.call_activity(refuse, input=number)
@@ -137,6 +144,7 @@ def setup_worker(worker: Any) -> None:
         events,
         timer,
         fan_out,
+        chain,
         failing_activity,
         parent,
         generations,

@@ -33,7 +33,11 @@ async def test_a_crash_before_or_after_each_publish_repeats_the_same_events(
     started = await asyncio.to_thread(
         stack,
         f"{APPS}:crashing",
-        settings={"WORKER_TEST_MARKERS": str(markers), "TOWLINE_WORKER_DISPATCHER": dispatcher},
+        settings={
+            "WORKER_TEST_MARKERS": str(markers),
+            "TOWLINE_WORKER_DISPATCHER": dispatcher,
+            "TOWLINE_WORKER_REPLAY": "never",
+        },
         roles=("bridge", "worker"),
     )
     async with Wire(started.kafka.bootstrap, started.kafka.topic_prefix) as wire:

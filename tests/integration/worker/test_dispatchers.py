@@ -1,13 +1,15 @@
-"""The same programs on the SDK's own worker and on our dispatcher, which have to come out alike."""
+"""The same programs on the SDK's own worker and on our dispatcher, replaying or not, come out alike."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 import redis.asyncio
 from tests.integration.wire.raw import Seen, Wire
@@ -19,15 +21,17 @@ from towline.dev.stack import Stack
 StackFactory = Callable[..., Stack]
 PROGRAMS = "tests.integration.worker.dispatcher_programs:setup_worker"
 DISPATCHERS = ("async", "sdk")
+WAYS = (("async", "never"), ("async", "always"), ("sdk", "always"))
+"""Dispatcher, and whether it replays."""
 PATIENCE_S = 90.0
 pytestmark = pytest.mark.timeout(240)
 
 
-@pytest.fixture(scope="module", params=DISPATCHERS)
+@pytest.fixture(scope="module", params=WAYS, ids="-".join)
 def hosted(request: pytest.FixtureRequest, module_stack: StackFactory) -> Stack:
-    return module_stack(
-        PROGRAMS, settings={"TOWLINE_WORKER_DISPATCHER": request.param}, roles=("bridge", "worker")
-    )
+    dispatcher, replay = request.param
+    settings = {"TOWLINE_WORKER_DISPATCHER": dispatcher, "TOWLINE_WORKER_REPLAY": replay}
+    return module_stack(PROGRAMS, settings=settings, roles=("bridge", "worker"))
 
 
 @pytest.fixture
@@ -44,6 +48,7 @@ async def wire(hosted: Stack) -> AsyncGenerator[Wire]:
         ("turns_of_one_session", 3, ["turn 1", "turn 2", "turn 3"]),
         ("timer", None, True),
         ("fan_out", 10, 285),
+        ("chain", 10, 285),
         ("failing_activity", 7, True),
         ("parent", 5, 30),
         ("generations", 3, "last generation"),
@@ -53,6 +58,27 @@ async def test_a_program_comes_out_alike(wire: Wire, program: str, given: Any, o
     run_id = await wire.start(program, given)
     outcome = await wire.outcome(run_id, timeout_s=PATIENCE_S)
     assert (outcome.type, outcome.data.get("output")) == ("run.completed", output), outcome
+
+
+async def test_turns_go_on_where_the_last_one_ended(hosted: Stack, wire: Wire) -> None:
+    before = _turns(hosted)
+    run_id = await wire.start("chain", 20)
+    assert (await wire.outcome(run_id, timeout_s=PATIENCE_S)).data["output"] == 2470
+    after = _turns(hosted)
+    gained = {how: after.get(how, 0) - before.get(how, 0) for how in ("kept", "replayed", "stale")}
+    match hosted.plan.settings:
+        case {"TOWLINE_WORKER_DISPATCHER": "sdk"}:
+            assert not after
+        case {"TOWLINE_WORKER_REPLAY": "never"}:
+            assert gained == {"kept": 20, "replayed": 1, "stale": 0}
+        case _:
+            assert gained == {"kept": 0, "replayed": 21, "stale": 0}
+
+
+def _turns(hosted: Stack) -> dict[str, int]:
+    text = httpx.get(f"http://127.0.0.1:{hosted['worker'].own_ports()[0]}/metrics").text
+    found = re.findall(r'^towline_worker_turns_total\{.*?how="(\w+)".*?\} ([\d.]+)', text, re.MULTILINE)
+    return {how: int(float(count)) for how, count in found}
 
 
 async def test_events_arrive_in_the_order_in_which_they_were_raised(wire: Wire) -> None:

@@ -1,7 +1,8 @@
 """A scheduler on paper: recorded history in, the turn's actions out, through the SDK's own executor.
 
-Every turn is carried out twice from the same history; the two must say and do the same. So every test
-that uses it is a test of replay as well.
+Every turn is carried out three times: twice by the SDK's worker from the whole history, and once by going on
+where the turn before left the code. All must say and do the same. So every test that uses it is a test of
+replay, and of the orchestrations that are kept between turns, as well.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from towline.contracts.durable import (
     wrap_input,
 )
 from towline.contracts.events import Event
+from towline.worker.dispatcher import Keeper, KeeperOptions
 from towline.worker.turn import Publish, RaiseOn, Said, Turn
 from towline.worker.worker import TowlineWorker
 
@@ -92,6 +94,9 @@ class Simulator:
     record: list[dict[str, Any]] = field(default_factory=list)
     """Every turn, to be stored."""
 
+    def __post_init__(self) -> None:
+        self.keeper = Keeper(self.worker, KeeperOptions(replay="never"))
+
     @classmethod
     def of(cls, *orchestrators: Callable[..., Any], **options: Any) -> Simulator:
         worker = options.pop("worker", None) or make_worker()
@@ -121,6 +126,7 @@ class Simulator:
         said, response = self._execute(new)
         assert said == first_said, "a repeated turn says something else"
         assert _acts(response) == _acts(first), "a repeated turn does something else"
+        self._go_on(new, said, response)
         self.record.append(
             {
                 "request": json_format.MessageToDict(
@@ -152,6 +158,21 @@ class Simulator:
         self.worker._execute_orchestrator(request, stub, "token")
         assert stub.response is not None
         return list(outlet.sent), stub.response
+
+    def _go_on(self, new: list[pb.HistoryEvent], said: list[Said], response: pb.OrchestratorResponse) -> None:
+        request = pb.OrchestratorRequest(instanceId=self.instance_id, pastEvents=self.history, newEvents=new)
+        turn = self.worker.begin_turn(request)
+        expected = "kept" if len(self.keeper) else "replayed"
+        before = self.keeper.turns[expected]
+        carried = self.keeper.carry_out(turn, request, "token")
+        assert self.keeper.turns[expected] == before + 1, f"a turn was not {expected}: {self.keeper.turns}"
+        self.keeper.keep(self.instance_id, carried, now=0.0)
+        answer = carried.answer.message
+        assert turn.outbox == said, "a turn that goes on says something else"
+        assert _acts(answer) == _acts(response), "a turn that goes on does something else"
+        assert answer.customStatus == response.customStatus
+        assert answer.instanceId == response.instanceId
+        assert answer.completionToken == response.completionToken
 
     def _apply(self, action: pb.OrchestratorAction) -> None:
         match action.WhichOneof("orchestratorActionType"):
@@ -282,8 +303,13 @@ class Simulator:
 
 
 def _acts(response: pb.OrchestratorResponse) -> list[str]:
-    # The agent framework puts the wall clock into its requests.
-    return [re.sub(r'\\"created_at\\": \\"[^"]*"', "", str(action)) for action in response.actions]
+    # The agent framework puts the wall clock into its requests; a stack trace names who called the code.
+    copy = pb.OrchestratorResponse()
+    copy.CopyFrom(response)
+    for action in copy.actions:
+        if action.HasField("completeOrchestration"):
+            action.completeOrchestration.failureDetails.ClearField("stackTrace")
+    return [re.sub(r'\\"created_at\\": \\"[^"]*"', "", str(action)) for action in copy.actions]
 
 
 def raised(name: str, data: Any = None) -> pb.HistoryEvent:

@@ -14,18 +14,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from towline.contracts.durable import ChildAsk, RaisedCommand
-from towline.worker.book import (
-    EARLY_MAX,
+from towline.worker.ask_model import (
     TRANSITIONS,
     AskSpec,
     AskState,
-    Book,
     Deliver,
     Effect,
     Forward,
     Refused,
     Resolved,
 )
+from towline.worker.book import EARLY_MAX, Book
 
 NOON = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 

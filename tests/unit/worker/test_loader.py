@@ -16,6 +16,7 @@ from towline.worker import App, sdk
 from towline.worker.agents import no_instrumentation
 from towline.worker.errors import AppLoadError, UnsupportedSdkError
 from towline.worker.loader import LoadedApp, load, set_up
+from towline.worker.sdk import pinned
 
 
 @pytest.fixture
@@ -132,17 +133,17 @@ def test_two_run_types_of_one_name_are_an_error() -> None:
 
 def test_another_sdk_is_named_with_the_version_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     sdk.check()
-    monkeypatch.setattr(sdk, "version", lambda package: "9.9")
+    monkeypatch.setattr(pinned, "version", lambda package: "9.9")
     with pytest.raises(UnsupportedSdkError, match=r"9\.9 is installed.*1\.12\.0.*SDK_VERSIONS=any"):
         sdk.check()
 
 
 def test_another_sdk_is_taken_on_request_if_it_has_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sdk.check(any_version=True) is None
-    monkeypatch.setattr(sdk, "version", lambda package: "9.9")
+    monkeypatch.setattr(pinned, "version", lambda package: "9.9")
     differences = sdk.check(any_version=True)
     assert differences is not None
     assert "durabletask 9.9 instead of 1.12.0" in differences
-    monkeypatch.setattr(sdk, "_EXPECTED", ((sdk, "no_such_name"),))
+    monkeypatch.setattr(pinned, "_EXPECTED", ((sdk, "no_such_name"),))
     with pytest.raises(UnsupportedSdkError, match="no_such_name"):
         sdk.check(any_version=True)

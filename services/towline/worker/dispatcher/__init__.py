@@ -8,5 +8,6 @@ What the executors do is the SDK's.
 
 from towline.worker.dispatcher.connection import Connection
 from towline.worker.dispatcher.dispatcher import Dispatcher, DispatcherOptions
+from towline.worker.dispatcher.keeper import Keeper, KeeperOptions
 
-__all__ = ["Connection", "Dispatcher", "DispatcherOptions"]
+__all__ = ["Connection", "Dispatcher", "DispatcherOptions", "Keeper", "KeeperOptions"]

@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import grpc.aio
 
+from towline.telemetry.runs import bind
 from towline.worker import instruments, sdk
 from towline.worker.dispatcher.connection import Backoff, Connection
 from towline.worker.dispatcher.greenlets import Waits, wait_in_greenlet
+from towline.worker.dispatcher.keeper import Keeper, KeeperOptions
 from towline.worker.errors import TurnAbandonedError
 from towline.worker.payloads import LOST, TURN_PATIENCE_S, ItemPayloads
-from towline.worker.turn import RaiseOn, active
+from towline.worker.turn import RaiseOn
 
 if TYPE_CHECKING:
     from towline.worker.outlet import Outlet
@@ -47,6 +49,8 @@ class DispatcherOptions:
     """Agent and other entity batches in hand at once."""
     threads: int = 64
     """Threads for activities and entities that are no agents."""
+    keeper: KeeperOptions = field(default_factory=KeeperOptions)
+    """Which orchestrations are kept between their turns."""
 
 
 class Dispatcher:
@@ -72,6 +76,7 @@ class Dispatcher:
         self._options = options
         self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix="towline-item")
         self._agents = sdk.agent_loop()
+        self._keeper = Keeper(worker, options.keeper)
         self._items: set[asyncio.Task[None]] = set()
         self.taken: Counter[str] = Counter()
         """Work items that came, by kind."""
@@ -94,6 +99,11 @@ class Dispatcher:
     def is_alive(self) -> bool:
         """Whether the dispatcher's own task runs (or was never started)."""
         return self._main is None or not self._main.done()
+
+    @property
+    def turns(self) -> Counter[str]:
+        """Turns by how they were carried out, see `Keeper.turns`."""
+        return self._keeper.turns
 
     @property
     def in_hand(self) -> int:
@@ -126,6 +136,7 @@ class Dispatcher:
         if self._connection is not None:
             await self._connection.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._keeper.close()
         return not left
 
     def cancel_agent_turns(self, run_id: str, reason: str) -> None:
@@ -178,6 +189,7 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_WATCH_EVERY_S)
+            self._keeper.expire(loop.time())
             if loop.time() - self._last_message > _SILENT_FOR_S:
                 _log.warning("stream_silent", extra={"silent_s": _SILENT_FOR_S})
                 stream.cancel()
@@ -220,23 +232,19 @@ class Dispatcher:
 
     async def _turn(self, request: Any, token: str, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
-        worker = self._worker
+        worker, keeper = self._worker, self._keeper
         turn = worker.begin_turn(request)
         began = loop.time()
         try:
             await self._payloads.fetch(request, patience_s=TURN_PATIENCE_S)
             began = loop.time()
-            with active(turn):
-                answer = sdk.execute_turn(worker, request, token)
-            self._payloads.check(answer.message)
+            carried = keeper.carry_out(turn, request, token, check=self._payloads.check)
         except LOST as error:
-            answer = sdk.Answer("CompleteOrchestratorTask", sdk.failed_turn(request, token, error))
+            carried = keeper.fail(turn, request, token, error)
         except TurnAbandonedError as abandoned:
             self._abandoned(request, abandoned)
             return
-        with active(turn):
-            if isinstance(answer.message, sdk.OrchestratorResponse):
-                worker.end_turn(turn, request, answer.message)
+        answer = carried.answer
         took_s = loop.time() - began
         if took_s > _SLOW_TURN_S:
             _log.warning(
@@ -248,16 +256,24 @@ class Dispatcher:
                 },
             )
         run = turn.run
-        if run is not None and run.cancel is not None:
-            self.cancel_agent_turns(run.envelope.run_id, run.cancel.reason or "the run was cancelled")
+        if run is not None:
+            bind(run.ref, calls_out=False)
+            if run.cancel is not None:
+                self.cancel_agent_turns(run.envelope.run_id, run.cancel.reason or "the run was cancelled")
+        # What is not kept in the end is closed: only what the scheduler has accepted may be gone on with.
+        accepted = False
         try:
             await self._payloads.keep(answer.message, patience_s=TURN_PATIENCE_S)
             await self._outlet.deliver(turn, lambda said: self._raise_event(connection, said))
+            instruments.record(turn, now=worker.now())
+            # Before the report: the next turn may be here before its answer is.
+            keeper.keep(request.instanceId, carried, loop.time())
+            accepted = await connection.report(answer.method, answer.message)
         except TurnAbandonedError as abandoned:
             self._abandoned(request, abandoned)
-            return
-        instruments.record(turn, now=worker.now())
-        await connection.report(answer.method, answer.message)
+        finally:
+            if not accepted:
+                keeper.drop(request.instanceId, carried)
 
     def _abandoned(self, request: Any, abandoned: TurnAbandonedError) -> None:
         _log.info("turn_abandoned", extra={"instance_id": request.instanceId, "reason": str(abandoned)})

@@ -1,0 +1,102 @@
+"""Carrying out work items by the SDK's own executors, for another dispatcher than the SDK's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final
+
+from agent_framework_durabletask import (
+    _async_bridge,  # pyright: ignore[reportPrivateUsage]
+)
+from agent_framework_durabletask import _worker as agent_worker  # pyright: ignore[reportPrivateUsage]
+from agent_framework_durabletask._async_bridge import run_agent_coroutine
+from agent_framework_durabletask._entities import DurableTaskEntityStateProvider
+from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
+from durabletask.entities import EntityInstanceId
+
+RUN_OPTION: Final = "towline"
+"""Option of an agent call under which the host sends along which run and turn it belongs to."""
+
+Worker = DurableTaskSchedulerWorker
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the SDK's executor wants to be told to the scheduler: a method of the service and its message."""
+
+    method: str
+    message: Any
+
+
+class _Answering:
+    """Stands in for the scheduler's stub: keeps the one call that an executor makes."""
+
+    def __init__(self) -> None:
+        self.answer: Answer | None = None
+
+    def __getattr__(self, method: str) -> Callable[[Any], None]:
+        def keep(message: Any) -> None:
+            self.answer = Answer(method, message)
+
+        return keep
+
+    def taken(self) -> Answer:
+        assert self.answer is not None, "the executor answered nothing"
+        return self.answer
+
+
+def execute_activity(worker: Worker, request: Any, token: str) -> Answer:
+    """One activity, by the SDK's executor. Blocks as long as it takes."""
+    stub = _Answering()
+    worker._execute_activity(request, stub, token)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    return stub.taken()
+
+
+def execute_entity_batch(worker: Worker, request: Any, token: str) -> Answer:
+    """One entity batch, by the SDK's executor. Blocks as long as it takes."""
+    stub = _Answering()
+    worker._execute_entity_batch(request, stub, token)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    return stub.taken()
+
+
+def is_agent_entity(worker: Worker, instance_id: str) -> bool:
+    """Whether ``@name@key`` is an agent, whose coroutines the SDK would block a thread for."""
+    entity = worker._registry.get_entity(EntityInstanceId.parse(instance_id).entity)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    return isinstance(entity, type) and issubclass(entity, DurableTaskEntityStateProvider)
+
+
+def batch_run_ids(request: Any) -> set[str]:
+    """The runs on whose behalf an agent's batch works, as far as its operations tell."""
+    runs: set[str] = set()
+    for operation in getattr(request, "operations", ()):
+        try:
+            options = json.loads(operation.input.value)["options"][RUN_OPTION]
+            runs.add(options["run_id"])
+        except (ValueError, TypeError, KeyError):
+            continue
+    return runs
+
+
+def agent_loop() -> asyncio.AbstractEventLoop:
+    """The one loop on which all agents of this process run: clients and credentials are bound to it."""
+    return _async_bridge._ensure_loop()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+
+
+def install_agent_wait(wait: Callable[[Any, Callable[[Any], Any]], Any]) -> None:
+    """Let agent entities wait for their coroutines by `wait`, which falls back to blocking the thread."""
+
+    def run_agent_coroutine(work: Any) -> Any:
+        return wait(work, _async_bridge.run_agent_coroutine)
+
+    setattr(agent_worker, "run_agent_coroutine", run_agent_coroutine)  # noqa: B010 — no public name
+
+
+def run_on_agent_loop(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine on the loop that agents run on, from another thread, and wait for it.
+
+    Clients that agents and activities share are bound to one loop.
+    """
+    return run_agent_coroutine(work)

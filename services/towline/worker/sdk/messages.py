@@ -1,0 +1,95 @@
+"""Reading what a turn was given and what it answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import durabletask.internal.orchestrator_service_pb2 as pb
+from durabletask.payload import helpers as payload_helpers
+from durabletask.payload.store import PayloadStore
+from google.protobuf import wrappers_pb2
+
+from towline.telemetry.spans import span_id_of
+
+OrchestratorRequest = pb.OrchestratorRequest
+OrchestratorResponse = pb.OrchestratorResponse
+
+
+def started_event(request: pb.OrchestratorRequest) -> pb.ExecutionStartedEvent | None:
+    """The event that started the instance, if the request carries it."""
+    for events in (request.pastEvents, request.newEvents):
+        for event in events:
+            if event.HasField("executionStarted"):
+                return event.executionStarted
+    return None
+
+
+def pin_trace(request: pb.OrchestratorRequest) -> None:
+    """Give the orchestration's span an id that follows from the instance, before its first turn runs.
+
+    The SDK draws one at random and has the scheduler keep it with the first turn's report. Were that turn
+    lost with its worker, what it has published already would name a span that never comes to be.
+    """
+    started = started_event(request)
+    if started is None or not started.HasField("parentTraceContext"):
+        return
+    if not request.orchestrationTraceContext.spanID.value:
+        execution_id = started.orchestrationInstance.executionId.value
+        span_id = span_id_of(request.instanceId, execution_id)
+        request.orchestrationTraceContext.spanID.value = f"{span_id:016x}"
+
+
+def has_parent(started: pb.ExecutionStartedEvent) -> bool:
+    """Whether the instance was started by another orchestration."""
+    return started.HasField("parentInstance")
+
+
+def raised_events(request: pb.OrchestratorRequest, name: str) -> Iterator[Any]:
+    """Data of the external events called `name` that are new in this turn."""
+    for event in request.newEvents:
+        if event.HasField("eventRaised") and event.eventRaised.name.casefold() == name.casefold():
+            yield json_value(event.eventRaised.input.value)
+
+
+def json_value(text: str | None) -> Any:
+    """`text` as JSON; None for no text."""
+    return json.loads(text) if text else None
+
+
+def completion(response: pb.OrchestratorResponse) -> pb.CompleteOrchestrationAction | None:
+    """The action by which a turn ends its instance or starts its next generation."""
+    for action in response.actions:
+        if action.HasField("completeOrchestration"):
+            return action.completeOrchestration
+    return None
+
+
+def resolve_payloads(
+    response: pb.OrchestratorResponse, store: PayloadStore | None
+) -> pb.OrchestratorResponse:
+    """`response` with large payloads fetched back from the store (a copy, if there are any)."""
+    if store is None:
+        return response
+    copy = pb.OrchestratorResponse()
+    copy.CopyFrom(response)
+    payload_helpers.deexternalize_payloads(copy, store)
+    return copy
+
+
+def keep_events(response: pb.OrchestratorResponse, wanted: Callable[[str], bool]) -> None:
+    """Carry over to the next generation only the events whose names are `wanted`."""
+    action = completion(response)
+    if action is None:
+        return
+    kept = [event for event in action.carryoverEvents if wanted(event.eventRaised.name)]
+    del action.carryoverEvents[:]
+    action.carryoverEvents.extend(kept)
+
+
+def raise_event_request(instance_id: str, name: str, data: Any) -> pb.RaiseEventRequest:
+    """A request to raise an external event on another instance."""
+    return pb.RaiseEventRequest(
+        instanceId=instance_id, name=name, input=wrappers_pb2.StringValue(value=json.dumps(data))
+    )

@@ -1,0 +1,240 @@
+"""What is kept between turns, and when it is not gone on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from contextvars import ContextVar
+from typing import Any
+
+import durabletask.internal.helpers as ph
+import durabletask.internal.orchestrator_service_pb2 as pb
+import pytest
+from tests.unit.worker.simulator import make_worker
+
+from towline.contracts.durable import RunEnvelope, wrap_input
+from towline.contracts.errors import PayloadTooLargeError
+from towline.worker.dispatcher import Keeper, KeeperOptions
+
+LONG_AGO, NOW = 0.0, 1_000.0
+
+
+class Scheduler:
+    """Builds the requests of one instance whose code calls one activity after the other."""
+
+    def __init__(self, name: str, *, instance_id: str = "run-1", execution_id: str = "first") -> None:
+        self.instance_id = instance_id
+        self.execution_id = execution_id
+        self.past: list[pb.HistoryEvent] = []
+        self.second = 0
+        envelope = RunEnvelope(run_id=instance_id, run_type=name)
+        started = ph.new_execution_started_event(name, instance_id, json.dumps(wrap_input(envelope, None)))
+        self.new = [self._turn_started(), started]
+
+    def _turn_started(self) -> pb.HistoryEvent:
+        self.second += 1
+        event = ph.new_orchestrator_started_event()
+        event.timestamp.FromSeconds(1_800_000_000 + self.second)
+        return event
+
+    def request(self) -> pb.OrchestratorRequest:
+        request = pb.OrchestratorRequest(
+            instanceId=self.instance_id, pastEvents=self.past, newEvents=self.new
+        )
+        request.executionId.value = self.execution_id
+        return request
+
+    def accept(self, response: pb.OrchestratorResponse, result: Any = "done") -> None:
+        """Commit the turn; the activity that it asked for is done."""
+        (action,) = response.actions
+        task = action.scheduleTask
+        confirmed = ph.new_task_scheduled_event(action.id, task.name, task.input.value)
+        self.past += [*self.new, confirmed, ph.new_orchestrator_completed_event()]
+        self.new = [self._turn_started(), ph.new_task_completed_event(action.id, json.dumps(result))]
+
+
+def steps(context: Any, _: Any) -> Generator[Any, Any, None]:
+    while True:
+        yield context.call_activity("step", input=1)
+
+
+def make_keeper(*code: Any, **options: Any) -> Keeper:
+    worker = make_worker()
+    for orchestrator in code:
+        worker.add_orchestrator(orchestrator)
+    return Keeper(worker, KeeperOptions(**{"replay": "never", **options}))
+
+
+def take_turn(keeper: Keeper, scheduler: Scheduler, *, now: float = NOW) -> pb.OrchestratorResponse:
+    request = scheduler.request()
+    turn = keeper._worker.begin_turn(request)
+    carried = keeper.carry_out(turn, request, "token")
+    keeper.keep(scheduler.instance_id, carried, now)
+    response = carried.answer.message
+    scheduler.accept(response)
+    return response
+
+
+def test_a_turn_goes_on_where_the_last_one_ended() -> None:
+    keeper, scheduler = make_keeper(steps), Scheduler("steps")
+    for _ in range(5):
+        take_turn(keeper, scheduler)
+    assert keeper.turns == {"replayed": 1, "kept": 4}
+
+
+def test_a_turn_that_another_worker_took_in_between_is_replayed() -> None:
+    ours, theirs, scheduler = make_keeper(steps), make_keeper(steps), Scheduler("steps")
+    take_turn(ours, scheduler)
+    take_turn(theirs, scheduler)
+    take_turn(ours, scheduler)
+    assert ours.turns == {"replayed": 2, "stale": 1}
+
+
+def test_a_turn_that_was_not_accepted_is_not_gone_on_with() -> None:
+    keeper, scheduler = make_keeper(steps), Scheduler("steps")
+    request = scheduler.request()
+    carried = keeper.carry_out(keeper._worker.begin_turn(request), request, "token")
+    keeper.keep(scheduler.instance_id, carried, NOW)
+    # Handed out again, to another worker, with an event more.
+    scheduler.new.insert(1, ph.new_event_raised_event("other", "1"))
+    take_turn(make_keeper(steps), scheduler)
+    take_turn(keeper, scheduler)
+    assert keeper.turns == {"replayed": 2, "stale": 1}
+
+
+def test_what_a_refused_report_left_is_dropped() -> None:
+    keeper, scheduler = make_keeper(steps), Scheduler("steps")
+    request = scheduler.request()
+    carried = keeper.carry_out(keeper._worker.begin_turn(request), request, "token")
+    keeper.keep(scheduler.instance_id, carried, NOW)
+    keeper.drop(scheduler.instance_id, carried)
+    assert len(keeper) == 0
+
+
+def test_a_late_answer_to_a_report_does_not_take_the_code_from_the_turn_that_went_on() -> None:
+    keeper, scheduler = make_keeper(steps), Scheduler("steps")
+    request = scheduler.request()
+    first = keeper.carry_out(keeper._worker.begin_turn(request), request, "token")
+    keeper.keep(scheduler.instance_id, first, NOW)
+    scheduler.accept(first.answer.message)
+    request = scheduler.request()
+    second = keeper.carry_out(keeper._worker.begin_turn(request), request, "token")
+    # The report was accepted, but its answer was lost, and it is given up now.
+    keeper.drop(scheduler.instance_id, first)
+    keeper.keep(scheduler.instance_id, second, NOW)
+    scheduler.accept(second.answer.message)
+    take_turn(keeper, scheduler)
+    assert keeper.turns == {"replayed": 1, "kept": 2}
+
+
+def test_an_answer_that_can_not_be_reported_fails_the_run_and_leaves_nothing() -> None:
+    def too_large(_: Any) -> None:
+        raise PayloadTooLargeError("11 MB")
+
+    keeper, scheduler = make_keeper(steps), Scheduler("steps")
+    take_turn(keeper, scheduler)
+    request = scheduler.request()
+    turn = keeper._worker.begin_turn(request)
+    carried = keeper.carry_out(turn, request, "token", check=too_large)
+    keeper.keep(scheduler.instance_id, carried, NOW)
+    (action,) = carried.answer.message.actions
+    assert action.completeOrchestration.failureDetails.errorType == "PayloadTooLargeError"
+    assert [said.event.id for said in turn.outbox] == ["run-1/outcome"]  # type: ignore[union-attr]
+    assert len(keeper) == 0
+
+
+def test_another_execution_of_the_instance_is_replayed() -> None:
+    keeper, scheduler = make_keeper(steps), Scheduler("steps")
+    take_turn(keeper, scheduler)
+    scheduler.execution_id = "second"
+    take_turn(keeper, scheduler)
+    assert keeper.turns["stale"] == 1
+
+
+def test_the_least_recently_used_is_let_go_when_there_are_too_many() -> None:
+    keeper = make_keeper(steps, max_count=2)
+    first, second, third = (Scheduler("steps", instance_id=name) for name in ("a", "b", "c"))
+    take_turn(keeper, first)
+    take_turn(keeper, second)
+    take_turn(keeper, first)
+    take_turn(keeper, third)
+    assert len(keeper) == 2
+    take_turn(keeper, first)
+    assert keeper.turns == {"replayed": 3, "kept": 2}
+    take_turn(keeper, second)
+    assert keeper.turns == {"replayed": 4, "kept": 2}
+
+
+def test_what_had_no_turn_for_long_is_let_go() -> None:
+    keeper = make_keeper(steps, max_age_s=60.0)
+    old, recent = Scheduler("steps", instance_id="old"), Scheduler("steps", instance_id="recent")
+    take_turn(keeper, old, now=LONG_AGO)
+    take_turn(keeper, recent, now=NOW)
+    keeper.expire(NOW + 1)
+    assert len(keeper) == 1
+    take_turn(keeper, recent)
+    assert keeper.turns == {"replayed": 2, "kept": 1}
+
+
+@pytest.mark.parametrize("replay", ["always", "never"])
+def test_code_that_is_let_go_cleans_up_and_says_nothing(replay: str) -> None:
+    ended: list[str] = []
+
+    def tidy(context: Any, _: Any) -> Generator[Any, Any, None]:
+        try:
+            yield context.call_activity("step")
+        finally:
+            ended.append("cleaned up")
+            context.set_custom_status("must not be heard")
+
+    keeper, scheduler = make_keeper(tidy, replay=replay), Scheduler("tidy")
+    request = scheduler.request()
+    turn = keeper._worker.begin_turn(request)
+    keeper.keep(scheduler.instance_id, keeper.carry_out(turn, request, "token"), NOW)
+    keeper.close()
+    assert ended == ["cleaned up"]
+    assert [said.event.id for said in turn.outbox] == ["run-1/started"]  # type: ignore[union-attr]
+
+
+def test_the_first_turns_and_one_in_so_many_are_replayed() -> None:
+    keeper, scheduler = make_keeper(steps, replay="sampled", replay_every=10), Scheduler("steps")
+    for _ in range(1 + 40):
+        take_turn(keeper, scheduler)
+    # The very first, the first sixteen that could have gone on, and the 20th, 30th and 40th.
+    assert keeper.turns == {"replayed": 1 + 16 + 3, "kept": 21}
+
+
+def test_replay_finds_code_that_is_not_deterministic() -> None:
+    calls: list[int] = []
+
+    def fickle(context: Any, _: Any) -> Generator[Any, Any, None]:
+        calls.append(1)
+        yield context.call_activity("step" if len(calls) == 1 else "other")
+        yield context.call_activity("step")
+
+    scheduler = Scheduler("fickle")
+    keeper = make_keeper(fickle, replay="always")
+    take_turn(keeper, scheduler)
+    request = scheduler.request()
+    carried = keeper.carry_out(keeper._worker.begin_turn(request), request, "token")
+    (action,) = carried.answer.message.actions
+    assert action.completeOrchestration.failureDetails.errorType.endswith("NonDeterminismError")
+
+
+def test_context_variables_of_the_code_last_over_its_turns() -> None:
+    variable: ContextVar[str] = ContextVar("variable", default="outside")
+    seen: list[str] = []
+
+    def scoped(context: Any, _: Any) -> Generator[Any, Any, None]:
+        token = variable.set("inside")
+        yield context.call_activity("step")
+        seen.append(variable.get())
+        variable.reset(token)
+        seen.append(variable.get())
+        yield context.call_activity("step")
+
+    keeper, scheduler = make_keeper(scoped), Scheduler("scoped")
+    take_turn(keeper, scheduler)
+    take_turn(keeper, scheduler)
+    assert seen == ["inside", "outside"]
+    assert variable.get() == "outside"
