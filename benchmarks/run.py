@@ -30,6 +30,7 @@ from benchmarks.end_to_end.workloads import (
     Workload,
     approvals,
     at_once,
+    offered,
     one_in_flight,
     waiting_approvals,
 )
@@ -43,6 +44,10 @@ FULL: Mapping[str, Workload] = {
     "in-flight": Workload("at once", 2_000, 10_000, at_once),
     "work-10": Workload("at once", 10, 0, at_once),
     "work-100": Workload("at once", 100, 0, at_once),
+    **{
+        f"offered-{rate}": Workload(f"offered {rate}/s", rate * 5, 0, offered(rate))
+        for rate in (10, 25, 50, 100, 200)
+    },
 }
 SHORT: Mapping[str, Workload] = {
     "one": Workload("one in flight", 50, 0, one_in_flight),
@@ -61,12 +66,10 @@ def main() -> int:
     if unknown := [name for name in names if name not in SYSTEMS]:
         print(f"--systems: unknown: {', '.join(unknown)}; choose from {', '.join(SYSTEMS)}", file=sys.stderr)
         return 2
-    offered = SHORT if arguments.short else FULL
-    wanted = arguments.workloads.split(",") if arguments.workloads else list(offered)
-    if unknown := [name for name in wanted if name not in offered]:
-        print(
-            f"--workloads: unknown: {', '.join(unknown)}; choose from {', '.join(offered)}", file=sys.stderr
-        )
+    known = SHORT if arguments.short else FULL
+    wanted = arguments.workloads.split(",") if arguments.workloads else list(known)
+    if unknown := [name for name in wanted if name not in known]:
+        print(f"--workloads: unknown: {', '.join(unknown)}; choose from {', '.join(known)}", file=sys.stderr)
         return 2
     if arguments.only_report:
         arguments.merge = True
@@ -78,8 +81,8 @@ def main() -> int:
     elif arguments.sweep:
         new = asyncio.run(campaigns.sweep(names))
     else:
-        chosen = {name: offered[name] for name in wanted}
-        new = asyncio.run(campaigns.side_by_side(names, chosen, arguments.rounds))
+        chosen = {name: known[name] for name in wanted}
+        new = asyncio.run(campaigns.side_by_side(names, chosen, arguments.rounds, arguments.minutes))
     return finish(arguments, new)
 
 
@@ -109,6 +112,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--workloads", help=f"which, by comma; default all: {','.join(FULL)}")
     parser.add_argument("--rounds", type=int, default=1, help="how often each; the table shows medians")
+    parser.add_argument("--minutes", type=float, default=600.0, help="begin no workload after so long")
     parser.add_argument("--merge", action="store_true", help="add to the results that are in the folder")
     parser.add_argument("--sweep", action="store_true", help="latency at growing offered rates instead")
     parser.add_argument(

@@ -80,12 +80,18 @@ async def kafka() -> AsyncGenerator[tuple[str, int]]:
             await asyncio.to_thread(part.stop)
 
 
-async def side_by_side(names: Sequence[str], workloads: Mapping[str, Workload], rounds: int) -> Results:
-    """Each workload on each system in turn, `rounds` times."""
+async def side_by_side(
+    names: Sequence[str], workloads: Mapping[str, Workload], rounds: int, minutes: float
+) -> Results:
+    """Each workload on each system in turn, `rounds` times; no workload is begun after `minutes`."""
+    ends_at = time.monotonic() + minutes * 60
     results = Results()
     async with running(names, results) as generators:
         for number in range(rounds):
             for key, workload in workloads.items():
+                if time.monotonic() > ends_at:
+                    print(f"{key}: not begun: the time is over", flush=True)
+                    continue
                 for generator in generators:
                     refuses = generator.system.refuses
                     if key in refuses:
