@@ -11,7 +11,7 @@ RUN python3 -m venv /opt/uv && /opt/uv/bin/python -m pip install --no-cache-dir 
 COPY constraints.txt pyproject.toml ./
 RUN /opt/uv/bin/uv pip install --no-cache --python /opt/towline/bin/python --compile-bytecode \
       --constraint constraints.txt --requirements pyproject.toml \
-      --extra bridge --extra worker --extra relay --extra scheduler --extra openai
+      --extra bridge --extra worker --extra relay --extra scheduler --extra openai --extra payloads-s3
 
 FROM dependencies AS build
 COPY README.md LICENSE ./
