@@ -12,21 +12,20 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
-from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 from aiokafka.partitioner import murmur2  # pyright: ignore[reportUnknownVariableType]
 
 from towline.contracts.cloudevents import decode
 from towline.contracts.errors import DataElsewhereError, DecodeError, PayloadStoreAwayError
 from towline.contracts.payloads import PayloadStore, decode_resolved
-from towline.contracts.salvage import TolerantConsumer
 from towline.contracts.settings import KafkaSettings
 from towline.relay.ends import Held, HeldOutcomes, Progress
 from towline.relay.errors import RedisAwayError, RedisLostDataError
 from towline.relay.limits import Pace
+from towline.relay.member import member, wait_for
 from towline.relay.projection import Change, project, project_reference
 from towline.relay.settings import RelaySettings
 from towline.relay.store import Mode, RunStore, Step
@@ -42,7 +41,6 @@ _READS_AT_ONCE: Final = 8
 """A read that brings something costs round trips however little it brings. A few runs in flight never reach
 this rate and wait for nothing; beyond it, what comes within 20 ms shares a read."""
 _BATCH_COUNT: Final = 500
-_FETCH_MAX_MS: Final = 100
 _HELD_MAX: Final = 5_000
 _HELD_CHARS_MAX: Final = 32 * 1024 * 1024
 _CHECK_S: Final = 1.0
@@ -113,7 +111,7 @@ class LifecycleConsumer:
                 self._problem = f"{type(error).__name__}: {error}"
                 attempt = 0 if time.monotonic() - began > 30 else attempt + 1
                 _log.warning("lifecycle_session_lost", extra={"error": repr(error), "attempt": attempt})
-                await _wait(self._stopping.wait(), _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
+                await wait_for(self._stopping.wait(), _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
 
     def stop(self) -> None:
         """Ask `run` to end. Idempotent."""
@@ -133,7 +131,7 @@ class LifecycleConsumer:
     async def _session(self) -> None:
         self._progress_at = time.monotonic()
         topics = self._kafka.topics
-        client = _member(self._kafka, self._group)
+        client = member(self._kafka, self._group)
         client.subscribe(topics=[topics.events, topics.results], listener=_Listener(self, client))
         try:
             await client.start()
@@ -144,7 +142,7 @@ class LifecycleConsumer:
         finally:
             self._joined = False
             self._assignment = self._new_assignment(())
-            await _wait(client.stop(), _STOP_S)
+            await wait_for(client.stop(), _STOP_S)
 
     async def _step(self, client: Any) -> None:
         try:
@@ -382,35 +380,3 @@ class _Listener(ConsumerRebalanceListener):
 
 def _name(tp: TopicPartition) -> str:
     return f"{tp.topic}:{tp.partition}"
-
-
-def _member(kafka: KafkaSettings, group: str) -> Any:
-    consumer = TolerantConsumer(
-        **kafka.connection(),
-        group_id=group,
-        client_id="towline-relay",
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        # By range, a member gets the same partition numbers of both topics: a run's events and its outcome.
-        partition_assignment_strategy=(RangePartitionAssignor,),
-        session_timeout_ms=10_000,
-        heartbeat_interval_ms=2_500,
-        max_poll_interval_ms=600_000,
-        request_timeout_ms=15_000,
-        # A partition whose records wait here for more than 100 ms is left out of the next fetch, and what
-        # comes to it then waits until that one ends: by default for half a second.
-        fetch_max_wait_ms=_FETCH_MAX_MS,
-        retry_backoff_ms=250,
-    )
-    return cast("Any", consumer)
-
-
-async def _wait(work: Any, timeout_s: float) -> None:
-    """Run `work` for at most `timeout_s`; as a task: aiokafka may raise CancelledError by itself."""
-    task = asyncio.ensure_future(work)
-    await asyncio.wait({task}, timeout=timeout_s)
-    if not task.done():
-        task.cancel()
-        await asyncio.wait({task}, timeout=0.5)
-    if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-        _log.warning("ended_with_error", extra={"error": repr(error)})
