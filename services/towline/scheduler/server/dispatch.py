@@ -131,8 +131,21 @@ class Dispatcher:
         self._held_back: set[tuple[Kind, int | tuple[int, str]]] = set()
         self._number = 0
         self.waiting = [0, 0, 0]
+        self._paused = False
 
     # -- queueing
+
+    def pause(self) -> None:
+        """Queue everything and hand out nothing until `resume`."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Hand out what was queued meanwhile."""
+        self._paused = False
+        for streams in self.streams.values():
+            for stream in streams:
+                for kind in Kind:
+                    self._fill(stream, kind)
 
     def offer(self, work: Work) -> None:
         """Hand work out, or queue it. The same subject is queued once."""
@@ -171,6 +184,8 @@ class Dispatcher:
             self._held_back.discard((kind, subject.row if isinstance(subject, Activity) else subject))
 
     def _choose(self, work: Work) -> Stream | None:
+        if self._paused:
+            return None
         best: Stream | None = None
         best_load = 0
         for stream in self.streams.get(work.hub, ()):
@@ -190,7 +205,7 @@ class Dispatcher:
         stream.push(work)
 
     def _fill(self, stream: Stream, kind: Kind) -> None:
-        queues = self._queues.get((stream.hub, kind))
+        queues = None if self._paused else self._queues.get((stream.hub, kind))
         while queues and stream.free(kind) and not stream.closed:
             oldest: deque[Work] | None = None
             for (name, version), queue in queues.items():

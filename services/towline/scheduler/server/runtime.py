@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from durabletask.internal import orchestrator_service_pb2 as pb
 
@@ -41,6 +41,9 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 DEFAULT_HUB = "default"
+_FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 5.0
+_FAILURES_COUNTED: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +96,9 @@ class Runtime:
         self.losses = Losses(self)
         self._signals: dict[tuple[int, str], Changes] = {}
         """Signals that are accepted and not yet committed, with their batch."""
+        self._failures = 0
+        """Commits that failed since the last one that did not."""
+        self._resuming: asyncio.TimerHandle | None = None
 
     def _secret(self) -> bytes:
         stored = self._loader.meta("secret")
@@ -148,6 +154,9 @@ class Runtime:
             self.dispatcher.offer(work)
 
     def _committed(self, changes: Changes) -> None:
+        if self._failures:
+            self._resume()
+            self._failures = 0
         self.world.settle(changes)
         offer = self.dispatcher.offer
         for instance in changes.ready.values():
@@ -184,11 +193,25 @@ class Runtime:
     def _failed(self, error: BaseException) -> None:
         """Start over from what is on disk: memory is ahead of it."""
         _log.error("runtime.reset", extra={"error": str(error)})
+        if self._failures:
+            # It is not the one commit. While the disk is full, every answer to what is handed out is lost.
+            self.dispatcher.pause()
+            if self._resuming is not None:
+                self._resuming.cancel()
+            delay_s = min(_FIRST_PAUSE_S * 2 ** (self._failures - 1), _LONGEST_PAUSE_S)
+            self._resuming = self.loop.call_later(delay_s, self._resume)
+        self._failures = min(self._failures + 1, _FAILURES_COUNTED)
         self.world.clear()
         self.dispatcher.clear()
         self.handouts.clear()
         self._signals.clear()
         self.loop.call_soon(self._recover_or_retry)
+
+    def _resume(self) -> None:
+        if self._resuming is not None:
+            self._resuming.cancel()
+            self._resuming = None
+        self.dispatcher.resume()
 
     def _recover_or_retry(self) -> None:
         try:
@@ -203,6 +226,8 @@ class Runtime:
     def close(self) -> None:
         """Stop timers and the commit thread and close the file."""
         self.timers.close()
+        if self._resuming is not None:
+            self._resuming.cancel()
         self.journal.close()
         self._reader.close()
 
