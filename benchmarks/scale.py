@@ -189,6 +189,7 @@ def markdown(cost: Costs) -> str:
         "### Steps",
         "",
         f"Processes of one core each, none busier than {BUSY_AT_MOST:.0%}, by the measured costs.",
+        "More than one scheduler means task hubs, or Azure Durable Task Scheduler in their place.",
         "",
         f"| runs/s | {' | '.join(ROLES)} | cores busy | first wall above | what moves it |",
         "|---" * (len(ROLES) + 4) + "|",
@@ -214,7 +215,7 @@ def _waiting(cost: Costs) -> list[str]:
     lines = [
         "### Waiting runs",
         "",
-        f"One keeps {each}, and no CPU.",
+        f"One keeps {each}.",
         "",
         f"| waiting | {' | '.join(f'{place}, GB' for place in cost.waiting_kb)} |",
         "|---" * (len(cost.waiting_kb) + 1) + "|",
@@ -230,7 +231,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/end_to_end.json"))
+    parser.add_argument("--results", type=Path, default=Path("docs/results/end_to_end.json"))
     parser.add_argument("--write", type=Path, help="a page with the two marks; its tables are replaced")
     arguments = parser.parse_args()
     try:
