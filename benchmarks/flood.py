@@ -18,10 +18,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 from uuid import uuid4
+
+from durabletask.azuremanaged.client import DurableTaskSchedulerClient
+from durabletask.history import EventRaisedEvent, OrchestratorStartedEvent
 
 if __name__ == "__main__":  # `python benchmarks/flood.py` puts its own folder on the path, not the root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -66,6 +70,8 @@ class Flood:
     quiet_delays_s: list[float] = field(default_factory=list)
     flood_delays_s: list[float] = field(default_factory=list)
     left_when_decided: list[int] = field(default_factory=list)
+    decided_at: list[datetime] = field(default_factory=list)
+    stages: list[dict[str, float]] = field(default_factory=list)
     before_mb: dict[str, float] = field(default_factory=dict)
     peak_mb: dict[str, float] = field(default_factory=dict)
 
@@ -82,6 +88,13 @@ class Flood:
         for name, delays in (("before the flood", self.quiet_delays_s), ("in it", self.flood_delays_s)):
             if delays:
                 lines.append(f"| {name} | {len(delays)} | {median(delays):.2f} | {max(delays):.2f} |")
+        if self.stages:
+            lines += ["", "| decided with so many left | raised, s | handed out | turn done | published |"]
+            lines += ["|---|---|---|---|---|"]
+            lines += [
+                f"| {left} | {' | '.join(str(value) for value in stage.values())} |"
+                for left, stage in zip(self.left_when_decided, self.stages, strict=False)
+            ]
         lines += ["", "| process | before, MiB | peak, MiB |", "|---|---|---|"]
         lines += [
             f"| {name} | {self.before_mb.get(name, 0):.0f} | {peak:.0f} |"
@@ -112,6 +125,8 @@ async def flood(stack: Stack, requests: int, limit_s: float) -> Flood:
         counting.cancel()
         await asyncio.gather(deciding, counting, return_exceptions=True)
         measured.answered = len(seen)
+        decided = waiting[: len(measured.flood_delays_s)]
+        measured.stages = await asyncio.to_thread(stages, stack, decided, measured.decided_at)
     return measured
 
 
@@ -152,10 +167,11 @@ async def _count(
 async def _decide(waiting: list[Any], seen: set[str], measured: Flood) -> None:
     """A decision each time that another part of the flood was worked off."""
     step = measured.requests / (APPROVALS + 1)
-    for number, run in enumerate(waiting):
+    for number, run in enumerate(list(waiting)):
         while len(seen) < number * step:  # noqa: ASYNC110 - the flood's progress is no event
             await asyncio.sleep(0.05)
         left = measured.requests - len(seen)
+        measured.decided_at.append(datetime.now(UTC))
         delay_s = await _approve(run)
         measured.left_when_decided.append(left)
         measured.flood_delays_s.append(delay_s)
@@ -175,6 +191,36 @@ async def _approve(run: Any) -> float:
     return time.monotonic() - began
 
 
+def stages(stack: Stack, runs: Sequence[Any], decided_at: Sequence[datetime]) -> list[dict[str, float]]:
+    """Where each decision's time went: until it was raised, handed out, and its turn was done; in seconds."""
+    client = DurableTaskSchedulerClient(
+        host_address=stack.scheduler_address, taskhub="default", token_credential=None, secure_channel=False
+    )
+    found: list[dict[str, float]] = []
+    for run, decided in zip(runs, decided_at, strict=False):
+        history = client.get_orchestration_history(run.run_id)
+        raised = next(at for at, event in enumerate(history) if isinstance(event, EventRaisedEvent))
+        started = [event for event in history[: raised + 1] if isinstance(event, OrchestratorStartedEvent)][
+            -1
+        ]
+        outcome = run._watched.outcome  # noqa: SLF001 - what the client has seen
+        times = [
+            decided,
+            history[raised].timestamp.replace(tzinfo=UTC),
+            started.timestamp.replace(tzinfo=UTC),
+            outcome.data.finished_at,
+            outcome.time,
+        ]
+        names = ("raised", "handed_out", "turn_done", "published")
+        found.append(
+            {
+                name: round((after - before).total_seconds(), 2)
+                for name, before, after in zip(names, times, times[1:], strict=False)
+            }
+        )
+    return found
+
+
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -190,7 +236,7 @@ def main() -> int:
                 measured = asyncio.run(flood(stack, arguments.requests, arguments.limit_s))
             measured.peak_mb = memory.peak_mb
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "flood.json").write_text(json.dumps(asdict(measured), indent=1))
+    (arguments.out / "flood.json").write_text(json.dumps(asdict(measured), indent=1, default=str))
     (arguments.out / "flood.md").write_text(measured.markdown())
     print(measured.markdown())
     return 0 if measured.answered == measured.requests else 1

@@ -45,6 +45,8 @@ class Work:
     token: str = ""
     deadline: float = 0.0
     lease_s: float = 0.0
+    fresh: bool = False
+    """The first turn of an instance that nobody waits for yet: what is under way goes before it."""
 
 
 Filter: TypeAlias = Mapping[str, frozenset[str]] | None
@@ -117,11 +119,18 @@ class Stream:
         self.notify()
 
 
-_Key: TypeAlias = tuple[str, str]
+_Key: TypeAlias = tuple[str, str, bool]
+_FAIR_EVERY: Final = 8
+"""Of so many work items one is handed out by its age alone."""
 
 
 class Dispatcher:
-    """Queues by (hub, kind, name, version), so that work which nobody wants blocks nothing else."""
+    """Queues by (hub, kind, name, version, fresh), so that work which nobody wants blocks nothing else.
+
+    Instances under way go before new ones: in a flood of these, a decision would otherwise wait until all
+    that were started before it had their first turn, and all of them would be under way at once. One item
+    in eight is handed out by age alone, so that new instances are never shut out.
+    """
 
     def __init__(self) -> None:
         self.streams: dict[int, list[Stream]] = {}
@@ -130,6 +139,7 @@ class Dispatcher:
         self._queued: set[tuple[Kind, int | tuple[int, str]]] = set()
         self._held_back: set[tuple[Kind, int | tuple[int, str]]] = set()
         self._number = 0
+        self._picked = 0
         self.waiting = [0, 0, 0]
         self._paused = False
 
@@ -161,7 +171,7 @@ class Dispatcher:
             self._assign(stream, work)
             return
         queues = self._queues.setdefault((work.hub, work.kind), {})
-        key = (work.name, work.version)
+        key = (work.name, work.version, work.fresh)
         queue = queues.get(key)
         if queue is None:
             queue = queues[key] = deque()
@@ -207,17 +217,19 @@ class Dispatcher:
     def _fill(self, stream: Stream, kind: Kind) -> None:
         queues = None if self._paused else self._queues.get((stream.hub, kind))
         while queues and stream.free(kind) and not stream.closed:
-            oldest: deque[Work] | None = None
-            for (name, version), queue in queues.items():
-                if (oldest is None or queue[0].number < oldest[0].number) and stream.accepts(
-                    kind, name, version
-                ):
-                    oldest = queue
-            if oldest is None:
+            by_age = self._picked % _FAIR_EVERY == 0
+            best: deque[Work] | None = None
+            best_rank = (False, 0)
+            for (name, version, fresh), queue in queues.items():
+                rank = (fresh and not by_age, queue[0].number)
+                if (best is None or rank < best_rank) and stream.accepts(kind, name, version):
+                    best, best_rank = queue, rank
+            if best is None:
                 return
-            work = oldest.popleft()
-            if not oldest:
-                del queues[work.name, work.version]
+            self._picked += 1
+            work = best.popleft()
+            if not best:
+                del queues[work.name, work.version, work.fresh]
             self._assign(stream, work)
 
     # -- streams

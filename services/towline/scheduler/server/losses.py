@@ -78,7 +78,10 @@ class Losses:
             return
         self._runtime.dispatcher.redeliveries += 1
         again = Work(
-            work.kind, work.hub, work.name, work.version, work.subject, lost_by=stream, lease_s=work.lease_s
+            *(work.kind, work.hub, work.name, work.version, work.subject),
+            lost_by=stream,
+            lease_s=work.lease_s,
+            fresh=work.fresh,
         )
 
         def lose(changes: Changes, now: int) -> None:

@@ -133,8 +133,11 @@ class Runtime:
         for hub, entity_id, leased, broken_at in self._reader.execute(SQL["recover_entities"]).fetchall():
             work = Work(Kind.ENTITY, hub, entity_id.split("@", 2)[1], "", (hub, entity_id))
             self.offer_after(work, (broken_at + grace_us - now) / wire.MICROS if leased else 0.0)
-        for hub, instance_id, name, version in self._reader.execute(SQL["recover_instances"]).fetchall():
-            self.dispatcher.offer(Work(Kind.ORCHESTRATION, hub, name, version or "", (hub, instance_id)))
+        for hub, instance_id, name, version, fresh in self._reader.execute(
+            SQL["recover_instances"]
+        ).fetchall():
+            work = Work(Kind.ORCHESTRATION, hub, name, version or "", (hub, instance_id), fresh=bool(fresh))
+            self.dispatcher.offer(work)
         self.timers.reset()
 
     def offer_after(self, work: Work, delay_s: float) -> None:
@@ -168,6 +171,7 @@ class Runtime:
                         instance.name,
                         instance.version or "",
                         (instance.hub, instance.id),
+                        fresh=instance.turn_at == 0 and instance.parent is None,
                     )
                 )
         for activity in changes.activities:

@@ -126,7 +126,7 @@ SELECT 1 FROM signal_seen WHERE hub=? AND request_id=?
 
 -- name: recover_instances
 -- Live instances with messages. Only the live ones have any.
-SELECT DISTINCT i.hub, i.id, i.name, i.version FROM (SELECT DISTINCT key >> 20 AS row FROM inbox) AS m JOIN instance AS i ON i.row = m.row
+SELECT DISTINCT i.hub, i.id, i.name, i.version, i.turn_at = 0 AND i.parent IS NULL FROM (SELECT DISTINCT key >> 20 AS row FROM inbox) AS m JOIN instance AS i ON i.row = m.row
 WHERE i.status NOT IN (1, 3, 4, 5, 7) AND i.start_at IS NULL ORDER BY i.row
 
 -- name: recover_activities
