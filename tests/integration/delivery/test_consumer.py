@@ -39,7 +39,9 @@ class Log:
 
     def effects(self) -> list[tuple[str, int, str]]:
         """Key, number and process of each effect, in order."""
-        lines = (line.split() for line in self.path.read_text().splitlines())
+        # The last line may be in the middle of being written.
+        written = self.path.read_text().rpartition("\n")[0]
+        lines = (line.split() for line in written.splitlines())
         return [(key, int(number), process) for key, number, process in lines]
 
     def count(self) -> int:
