@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 import grpc
@@ -133,7 +133,6 @@ class Binding:
         self, method: Callable[[Any, Call], Awaitable[bytes]], parse: Callable[[bytes], Any]
     ) -> Handler:
         """Handler of any other unary call that answers with encoded bytes."""
-        tasks = self._tasks
 
         async def run(call: Call, data: bytes) -> None:
             try:
@@ -141,17 +140,12 @@ class Binding:
             except Exception as error:  # noqa: BLE001
                 end(call, error)
 
-        def handle(call: Call, data: bytes) -> None:
-            task = tasks.start(run(call, data), call)
-            call.watch(task.cancel)
-
-        return handle
+        return self._in_a_task(run)
 
     def stream(
         self, method: Callable[[Any, Call], AsyncIterator[bytes]], parse: Callable[[bytes], Any]
     ) -> Handler:
         """Handler of a call that answers with a stream of encoded messages."""
-        tasks = self._tasks
 
         async def run(call: Call, data: bytes) -> None:
             try:
@@ -160,6 +154,11 @@ class Binding:
                 call.end()
             except Exception as error:  # noqa: BLE001
                 end(call, error)
+
+        return self._in_a_task(run)
+
+    def _in_a_task(self, run: Callable[[Call, bytes], Coroutine[Any, Any, None]]) -> Handler:
+        tasks = self._tasks
 
         def handle(call: Call, data: bytes) -> None:
             task = tasks.start(run(call, data), call)
