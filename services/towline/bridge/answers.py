@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from towline.bridge import failpoints, metrics
 from towline.contracts import ids
 from towline.contracts.cloudevents import Record
+from towline.contracts.errors import PublishError
 from towline.contracts.events import (
     ApprovalDecided,
     ApprovalRefusal,
@@ -40,13 +41,23 @@ _KNOWN_MAX_COUNT: Final = 10_000
 class Answers:
     """Publishes what the bridge has to say.
 
-    Raises (all methods): `PublishError` when Kafka did not acknowledge; call again.
+    Args:
+        producer: Sends it.
+        lapsed: Whether somebody else may have this bridge's partitions by now, and answers in its place.
+        now: The time.
+
+    Raises (all methods): `PublishError` when Kafka did not acknowledge, or may not be asked to; call again.
     """
 
     def __init__(
-        self, producer: EventProducer, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        producer: EventProducer,
+        *,
+        lapsed: Callable[[], bool] = lambda: False,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._producer = producer
+        self._lapsed = lapsed
         self.now = now
         self._told: OrderedDict[str, None] = OrderedDict()
         self._given: OrderedDict[str, None] = OrderedDict()
@@ -60,6 +71,11 @@ class Answers:
         return event_id in self._given
 
     async def _say(self, event_id: str, data: EventData, cause: Event | None) -> None:
+        if self._lapsed():
+            raise PublishError(
+                "Kafka has not heard from this bridge for longer than a session: another may have judged it",
+                event_id=event_id,
+            )
         traceparent, tracestate = inject()
         if traceparent is None and cause is not None:
             traceparent, tracestate = cause.traceparent, cause.tracestate

@@ -105,7 +105,7 @@ class Bridge:
         catalog = Catalog()
         follower = self._follower = CatalogFollower(self.kafka, catalog)
         availability = self._availability = Availability(scheduler)
-        answers = Answers(producer)
+        answers = Answers(producer, lapsed=lambda: any(one.has_lapsed for one in self._consumers))
         commands = Commands(
             self.settings,
             scheduler=scheduler,

@@ -32,7 +32,6 @@ _STOP_CLIENT_S: Final = 3.0
 _DRAINS_PER_REBALANCE: Final = 3
 """To let handlers finish, to break off those that do not, and to commit."""
 _REBALANCE_MARGIN_S: Final = 5.0
-_PULSES_PER_SESSION: Final = 10
 _LASTING_SESSION_S: Final = 30.0
 
 
@@ -101,7 +100,6 @@ class Consumer(Generic[MessageT]):
         self._progress_at = time.monotonic()
         self._longest_running_s = 0.0
         self._joined = False
-        self._was_stopped = False
         self.lag = 0
         """Records in our partitions above what is finished, as of the last commit."""
 
@@ -144,35 +142,26 @@ class Consumer(Generic[MessageT]):
         self._progress_at = time.monotonic()
         client = self._client = self._new_member()
         client.subscribe(topics=list(self.options.topics), listener=_Listener(self))
-        self._was_stopped = False
-        self._pulse()
-        pulse = asyncio.create_task(self._keep_pulse(), name="delivery-pulse")
         try:
             await client.start()
             logger.info("kafka_session_began", extra={"group": self.options.group_id})
             while not self._stopping.is_set():
                 await self._step(client)
         finally:
-            pulse.cancel()
             await self._end_session(client)
 
-    def _pulse(self) -> None:
-        now = asyncio.get_running_loop().time()
-        self.processor.ours_until = now + self.options.session_timeout_s
+    def _renew(self, since: float) -> None:
+        """Kafka knew us at `since` (the loop's time): for a session it gives our partitions to nobody.
 
-    async def _keep_pulse(self) -> None:
-        """Notice that this process was stopped (SIGSTOP, a frozen machine) for longer than Kafka waits.
-
-        Its partitions are with somebody else then, who may have handled what is in hand here. Kafka tells
-        only at the next heartbeat.
+        aiokafka goes on for longer: a process that was stopped or cut off still has its records in hand, and
+        fetches more, until Kafka tells it at a heartbeat that somebody else has its partitions.
         """
-        loop = asyncio.get_running_loop()
-        while loop.time() < self.processor.ours_until:
-            self._pulse()
-            await asyncio.sleep(self.options.session_timeout_s / _PULSES_PER_SESSION)
-        self._was_stopped = True
-        if self._fetching is not None:
-            self._fetching.cancel()
+        self.processor.ours_until = since + self.options.session_timeout_s
+
+    @property
+    def has_lapsed(self) -> bool:
+        """Whether somebody else may have our partitions by now, as far as we have heard from Kafka."""
+        return bool(self._assigned) and not self.processor.are_ours()
 
     async def _step(self, client: GroupMember) -> None:
         self._apply_hold()
@@ -184,8 +173,6 @@ class Consumer(Generic[MessageT]):
         if not fetch.done():
             await _end_task(fetch, 0)
             raise KafkaError("no assignment in time: joining the group again")
-        if self._was_stopped:
-            raise KafkaError("this process was stopped for longer than a session: joining the group again")
         if not fetch.cancelled():
             fetch.result()
         if self.processor.failure is not None:
@@ -225,6 +212,7 @@ class Consumer(Generic[MessageT]):
         options = self.options
         return group_member(
             self._kafka,
+            accepted=self._renew,
             group_id=options.group_id,
             session_timeout_s=options.session_timeout_s,
             rebalance_timeout_s=options.drain_s * _DRAINS_PER_REBALANCE + _REBALANCE_MARGIN_S,
@@ -243,6 +231,7 @@ class Consumer(Generic[MessageT]):
     def on_assigned(self, partitions: Iterable[TopicPartition]) -> None:
         """Begin with fresh lanes. Called by aiokafka with the whole new assignment."""
         self._assigned = set(partitions)
+        self._renew(asyncio.get_running_loop().time())
         self._committed.clear()
         self._fences.clear()
         self.processor.lanes.assign(self._assigned)
@@ -253,7 +242,7 @@ class Consumer(Generic[MessageT]):
 
     async def _give_up(self, client: GroupMember, partitions: set[TopicPartition]) -> None:
         # What is not ours any more is broken off at once.
-        within_s = 0.0 if self._was_stopped else self.options.drain_s
+        within_s = 0.0 if self.has_lapsed else self.options.drain_s
         await self.processor.drain(partitions, within_s=within_s)
         if self._commit_task is not None:
             await _end_task(self._commit_task, 1.0)

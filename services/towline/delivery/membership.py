@@ -1,8 +1,13 @@
 """aiokafka's group consumer behind types: what we use of it, and how it is set up."""
 
+# aiokafka has no public way to hear of heartbeats.
+# pyright: reportPrivateUsage=false
+# ruff: noqa: SLF001
+
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias, cast
 
 from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
@@ -55,9 +60,31 @@ class GroupMember(Protocol):
         ...
 
 
+class _Member(TolerantConsumer):
+    """Tells when Kafka last knew it as a member: aiokafka keeps that to itself."""
+
+    accepted: Callable[[float], None]
+
+    async def start(self) -> None:
+        await super().start()
+        # Its first heartbeat is sent a quarter of a session after it has joined.
+        coordinator: Any = self._coordinator
+        beat: Callable[[], Awaitable[bool]] = coordinator._do_heartbeat
+
+        async def heartbeat() -> bool:
+            sent_at = asyncio.get_running_loop().time()
+            success = await beat()
+            if success:
+                self.accepted(sent_at)
+            return success
+
+        coordinator._do_heartbeat = heartbeat
+
+
 def group_member(
     kafka: KafkaSettings,
     *,
+    accepted: Callable[[float], None],
     group_id: str,
     session_timeout_s: float,
     rebalance_timeout_s: float,
@@ -67,13 +94,15 @@ def group_member(
 
     Args:
         kafka: Where Kafka is.
+        accepted: Called with the loop's time at which a heartbeat was sent that Kafka has accepted: the
+            partitions are ours for a session from then.
         group_id: The consumer group.
         session_timeout_s: Kafka takes our partitions away after so long without a heartbeat.
         rebalance_timeout_s: How long the group waits for us to give partitions back.
         poll_s: Longest time between two polls; only a loop that hangs exceeds it.
     """
     arguments: dict[str, Any] = kafka.connection()
-    consumer = TolerantConsumer(
+    consumer = _Member(
         **arguments,
         group_id=group_id,
         client_id=f"towline-{group_id}",
@@ -90,4 +119,5 @@ def group_member(
         max_partition_fetch_bytes=_FETCH_PARTITION_MAX_BYTES,
         fetch_max_bytes=_FETCH_MAX_BYTES,
     )
+    consumer.accepted = accepted
     return cast("GroupMember", consumer)

@@ -166,7 +166,7 @@ class Processor(Generic[MessageT]):
 
     def _start_runner(self) -> None:
         # One at a time: a runner that has to wait starts the next, so a handler that never waits needs one.
-        if self._spare_runner or self.held or not self.lanes.has_ready or not self._are_ours():
+        if self._spare_runner or self.held or not self.lanes.has_ready or not self.are_ours():
             return
         if len(self._runners) >= self.lanes.limits.max_running_count:
             return
@@ -175,7 +175,8 @@ class Processor(Generic[MessageT]):
         self._runners[runner] = None
         runner.add_done_callback(self._on_runner_end)
 
-    def _are_ours(self) -> bool:
+    def are_ours(self) -> bool:
+        """Whether nobody else can have the partitions."""
         return asyncio.get_running_loop().time() < self.ours_until
 
     def _on_runner_end(self, runner: asyncio.Task[None]) -> None:
@@ -192,7 +193,7 @@ class Processor(Generic[MessageT]):
         count = 0
         loop = asyncio.get_running_loop()
         # Looked at before each record: a process that was stopped goes on with whatever it was at.
-        while not self.held and self._are_ours() and (work := self.lanes.take()) is not None:
+        while not self.held and self.are_ours() and (work := self.lanes.take()) is not None:
             self._start_runner()
             self._runners[runner] = work
             self._began[id(work)] = loop.time()
@@ -309,7 +310,7 @@ class Processor(Generic[MessageT]):
             logger.warning("drain_cut_short", extra={"running": len(late)})
 
     def _draining_count(self, partitions: set[TopicPartition]) -> int:
-        if self.held or not self._are_ours():
+        if self.held or not self.are_ours():
             return self.lanes.running_count(partitions)
         return self.lanes.closing_count(partitions)
 

@@ -14,10 +14,11 @@ from uuid import uuid4
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from tests.chaos.links import Link, LinkedKafka, Links
 
 from towline.contracts.settings import KafkaSettings
 from towline.delivery import DONE, Backoff, Consumer, ConsumerOptions, DeadLetter, Limits, Policy
-from towline.dev import KafkaPart
+from towline.dev import KafkaPart, ports
 
 SCRIPT = Path(__file__).with_name("consuming.py")
 KEYS = 60
@@ -86,8 +87,8 @@ async def crew(bootstrap: str, topic: str, log: Log, *, retries: float = 0.02):
     processes: list[subprocess.Popen[bytes]] = []
     group = f"g-{topic}"
 
-    def start() -> subprocess.Popen[bytes]:
-        command = [sys.executable, SCRIPT, bootstrap, topic, group, log.path, str(retries)]
+    def start(address: str = bootstrap) -> subprocess.Popen[bytes]:
+        command = [sys.executable, SCRIPT, address, topic, group, log.path, str(retries)]
         process = subprocess.Popen(command)
         processes.append(process)
         return process
@@ -163,6 +164,40 @@ async def test_a_broker_killed_and_restarted_is_outlived(tmp_path, log):
             process.terminate()
             assert await stopped(process) == 0
         log.check(40)
+
+
+@pytest.mark.slow
+async def test_who_was_cut_off_for_longer_than_a_session_handles_nothing_of_what_its_relief_has(
+    tmp_path, log
+):
+    kafka = LinkedKafka(data=tmp_path / "kafka")
+    behind = ports.lease()
+    link = Link(behind)
+    kafka.listeners = {"CUT": (behind, link)}
+    with Links({"cut": link}) as links, kafka as part:
+        topic = await make_topic(part.bootstrap)
+        async with crew(part.bootstrap, topic, log, retries=0) as start:
+            cut_off = start(f"127.0.0.1:{link.port}")
+            await publish(part.bootstrap, topic, range(2))
+            await eventually(lambda: log.count() == KEYS * 2)
+            links.set_parted("cut", True)
+            # Fetched by both: by the one when it is back, by the other when it has the partitions.
+            relief = start(part.bootstrap)
+            await publish(part.bootstrap, topic, range(2, 12))
+            await eventually(lambda: log.count() == KEYS * 12)
+            links.set_parted("cut", False)
+            number = 12
+            while str(cut_off.pid) not in {process for _, n, process in log.effects() if n >= 12}:
+                assert number < 200, "who was cut off gets no work any more"
+                await publish(part.bootstrap, topic, range(number, number + 2))
+                number += 2
+                await asyncio.sleep(0.2)
+            await eventually(lambda: log.count() == KEYS * number)
+            for process in (cut_off, relief):
+                process.terminate()
+                assert await stopped(process) == 0
+    times = log.check(number)
+    assert {times[key, n] for key, n in times if 2 <= n < 12} == {1}
 
 
 # -- in this process -----------------------------------------------------------------------------------
