@@ -25,7 +25,10 @@ class BridgeSettings(BaseSettings):
         default=True, description="Create missing topics at start; off where an administrator does it."
     )
     max_in_flight: int = Field(
-        default=256, ge=1, description="Commands handled at the same time, for each of the two topics."
+        default=64,
+        ge=1,
+        description="Commands handled at the same time, for each of the two topics: a decision's call to the "
+        "scheduler waits behind as many starts.",
     )
     max_input_bytes: int | None = Field(
         default=None,

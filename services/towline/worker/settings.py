@@ -43,7 +43,11 @@ class WorkerSettings(BaseSettings):
         ge=4,
         description="Threads for activities and entities that are no agents; with dispatcher sdk for all.",
     )
-    max_turns: int = Field(default=256, ge=1, description="Orchestration turns in hand at once.")
+    max_turns: int = Field(
+        default=64,
+        ge=1,
+        description="Orchestration turns in hand at once: a turn that a decision wakes waits behind as many.",
+    )
     max_activities: int = Field(default=512, ge=1, description="Activities in hand at once.")
     max_agent_turns: int = Field(
         default=2_000, ge=1, description="Agent and other entity batches at once; agents hold no thread."
