@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from tests.shared_parts import SharedParts
 
 # Read by the session's fixtures: a part that runs already is used as it is.
 _KEPT = {"TOWLINE_CACHE_DIR", "TOWLINE_KAFKA_BOOTSTRAP", "TOWLINE_REDIS_URL", "TOWLINE_SCHEDULER_ADDRESS"}
@@ -43,6 +44,12 @@ _LONGEST_FIRST = (
     "integration/bridge/test_neighbours_away.py",
 )
 _RANKS = {Path(__file__).parent / name: rank for rank, name in enumerate(_LONGEST_FIRST)}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In pytest-xdist's controller, parts for all of its processes."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(SharedParts(config))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

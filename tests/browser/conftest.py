@@ -7,7 +7,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 from playwright.async_api import Page, async_playwright
-from tests.integration.conftest import kafka, kafka_settings, parts_folder, scheduler, stack, valkey
+from tests.integration.conftest import (
+    kafka,
+    kafka_settings,
+    parts_folder,
+    running_parts,
+    scheduler,
+    stack,
+    valkey,
+)
 from tests.integration.relay.conftest import http, own_valkey, publisher, start_relay, writer
 
 __all__ = [
@@ -17,6 +25,7 @@ __all__ = [
     "own_valkey",
     "parts_folder",
     "publisher",
+    "running_parts",
     "scheduler",
     "stack",
     "start_relay",

@@ -1,7 +1,8 @@
-"""Real parts, one of each for the whole session, and full stacks on top of them.
+"""Real parts, one of each for the whole run, and full stacks on top of them.
 
-A part whose address is in the environment (`TOWLINE_KAFKA_BOOTSTRAP`, `TOWLINE_REDIS_URL`,
-`TOWLINE_SCHEDULER_ADDRESS`) is used instead of starting one. A test that kills a part makes its own:
+Of a run in several processes the parts are those of `tests.shared_parts`. A part whose address is in the
+environment (`TOWLINE_KAFKA_BOOTSTRAP`, `TOWLINE_REDIS_URL`, `TOWLINE_SCHEDULER_ADDRESS`) is used instead of
+starting one. A test that kills a part makes its own:
 ``with KafkaPart(data=tmp_path / "kafka") as kafka: …``.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from tests.shared_parts import addresses_of
 
 from towline.contracts.kafka import ensure_topics
 from towline.contracts.settings import KafkaSettings
@@ -33,30 +35,36 @@ def parts_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def kafka(parts_folder: Path) -> Generator[str]:
+def running_parts(pytestconfig: pytest.Config) -> Mapping[str, str]:
+    """Addresses of parts that run already, by the variable that tells them."""
+    return {**addresses_of(pytestconfig), **_GIVEN}
+
+
+@pytest.fixture(scope="session")
+def kafka(parts_folder: Path, running_parts: Mapping[str, str]) -> Generator[str]:
     """Bootstrap address of the session's Kafka."""
-    if given := _GIVEN.get("TOWLINE_KAFKA_BOOTSTRAP"):
-        yield given
+    if address := running_parts.get("TOWLINE_KAFKA_BOOTSTRAP"):
+        yield address
         return
     with KafkaPart(data=parts_folder / "kafka") as part:
         yield part.bootstrap
 
 
 @pytest.fixture(scope="session")
-def valkey(parts_folder: Path) -> Generator[str]:
+def valkey(parts_folder: Path, running_parts: Mapping[str, str]) -> Generator[str]:
     """redis:// URL of the session's Valkey."""
-    if given := _GIVEN.get("TOWLINE_REDIS_URL"):
-        yield given
+    if address := running_parts.get("TOWLINE_REDIS_URL"):
+        yield address
         return
     with ValkeyPart(data=parts_folder / "valkey") as part:
         yield part.url
 
 
 @pytest.fixture(scope="session")
-def scheduler(parts_folder: Path) -> Generator[str]:
+def scheduler(parts_folder: Path, running_parts: Mapping[str, str]) -> Generator[str]:
     """http:// address of the session's scheduler. Use a task hub of your own."""
-    if given := _GIVEN.get("TOWLINE_SCHEDULER_ADDRESS"):
-        yield given
+    if address := running_parts.get("TOWLINE_SCHEDULER_ADDRESS"):
+        yield address
         return
     with SchedulerPart(data=parts_folder / "scheduler") as part:
         yield part.address
