@@ -8,6 +8,8 @@ TowlineError
 │   └── PayloadTooLargeError   a payload store takes no data so large
 ├── PublishError           the broker has not acknowledged an event in time (it may have it all the same)
 ├── KafkaUnavailableError  no broker answered
+├── SigningKeyError        a key for signed decisions is of no use
+├── SignatureInvalidError  a decision's signature is missing or proves something else
 ├── PayloadError           something about a payload store
 │   ├── PayloadSettingsError   its settings, or a library that is not installed
 │   ├── PayloadStoreAwayError  it does not answer: try again
@@ -106,6 +108,14 @@ class DataElsewhereError(DecodeError):
 
 class EncodeError(TowlineError):
     """An event cannot be written as a Kafka record."""
+
+
+class SigningKeyError(TowlineError):
+    """A key for signed decisions is of no use; the message says why, and never what the key is."""
+
+
+class SignatureInvalidError(TowlineError):
+    """A decision is not signed, or its signature proves something else."""
 
 
 class PayloadTooLargeError(EncodeError):

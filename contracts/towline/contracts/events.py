@@ -240,6 +240,7 @@ class ApprovalRefused(EventData):
     run_id: RunId
     approval_id: Name
     reason: ApprovalRefusal
+    message: str | None = Field(default=None, description="More about the reason, for people.")
 
 
 class ControlRefused(EventData):

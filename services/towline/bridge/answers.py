@@ -142,12 +142,15 @@ class Answers:
         await self._give(ids.control_refused_id(command.run_id, command.action, event.id), data, event)
 
     async def approval_refused(
-        self, event: Event[ApprovalDecided] | Event[EventRaised], reason: ApprovalRefusal
+        self,
+        event: Event[ApprovalDecided] | Event[EventRaised],
+        reason: ApprovalRefusal,
+        message: str | None = None,
     ) -> None:
         """A decision or raised event reached nobody."""
         data = event.data
         name = data.name if isinstance(data, EventRaised) else data.approval_id
-        answer = ApprovalRefused(run_id=data.run_id, approval_id=name, reason=reason)
+        answer = ApprovalRefused(run_id=data.run_id, approval_id=name, reason=reason, message=message)
         await self._give(ids.approval_refused_id(data.run_id, name, event.id), answer, event)
 
     async def _give(self, event_id: str, answer: EventData, command: Event) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from towline.bridge.answers import Answers
 from towline.bridge.availability import Availability
@@ -27,6 +27,9 @@ from towline.delivery import Backoff, Consumer, ConsumerOptions, Limits, Policy
 from towline.delivery.dead_letters import DeadLetterWriter
 from towline.delivery.metrics import observe
 
+if TYPE_CHECKING:
+    from towline.bridge.approvers import ApprovalPolicy
+
 logger = logging.getLogger(__name__)
 
 _DEAD_LETTER_MAX_BYTES: Final = 8 * 1024 * 1024
@@ -42,6 +45,7 @@ class Bridge:
     kafka: KafkaSettings
     scheduler: SchedulerSettings
     payloads: PayloadSettings = field(default_factory=PayloadSettings)
+    _policy: ApprovalPolicy | None = field(default=None, init=False)
     _consumers: list[Consumer[Command]] = field(default_factory=list["Consumer[Command]"], init=False)
     _follower: CatalogFollower | None = field(default=None, init=False)
     _availability: Availability | None = field(default=None, init=False)
@@ -58,7 +62,9 @@ class Bridge:
 
         Raises:
             PayloadSettingsError: The payload store's settings are of no use.
+            ApprovalPolicyError: The file of the approvers' rules is of no use.
         """
+        self._policy = self._read_policy()
         payloads = open_payload_store(self.payloads)
         if not await self._until_stopped(self._topics()):
             return
@@ -115,6 +121,7 @@ class Bridge:
             recall=Recall(self.kafka),
             watches=Watches(scheduler, availability),
             payloads=payloads,
+            policy=self._policy,
         )
         runs = self._consumer("runs", commands, dead_letter)
         # Of its own, so that a flood of requests never keeps a decision waiting.
@@ -167,6 +174,15 @@ class Bridge:
             dead_letter=dead_letter,
             hold=self._hold,
         )
+
+    def _read_policy(self) -> ApprovalPolicy | None:
+        path = self.settings.approval_policy_file
+        if path is None:
+            return None
+        # Imported only when asked for: cryptography takes a good part of the start.
+        from towline.bridge.approvers import ApprovalPolicy
+
+        return ApprovalPolicy.read(path, topic=self.kafka.topics.approvals)
 
     def _hold(self) -> str | None:
         if self._availability is not None and self._availability.problem is not None:

@@ -11,6 +11,7 @@ import typer
 
 from towline.bridge import failpoints
 from towline.bridge.app import Bridge
+from towline.bridge.errors import ApprovalPolicyError
 from towline.bridge.settings import BridgeSettings
 from towline.contracts.errors import PayloadSettingsError
 from towline.contracts.settings import KafkaSettings, SchedulerSettings
@@ -35,7 +36,7 @@ def bridge(
     with set_up("towline-bridge"):
         try:
             asyncio.run(_run(Bridge(settings, KafkaSettings(), SchedulerSettings())))
-        except PayloadSettingsError as error:
+        except (PayloadSettingsError, ApprovalPolicyError) as error:
             typer.echo(f"towline bridge: {error}", err=True)
             raise typer.Exit(2) from error
 

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from opentelemetry import trace
 from opentelemetry.context import Context, get_current
@@ -71,6 +71,9 @@ from towline.telemetry import conventions
 from towline.telemetry.propagation import in_trace, inject
 from towline.telemetry.runs import RunRef, in_run
 
+if TYPE_CHECKING:
+    from towline.bridge.approvers import ApprovalPolicy
+
 logger = logging.getLogger(__name__)
 tracer = trace.get_tracer("towline.bridge")
 
@@ -115,8 +118,10 @@ class Commands:
         recall: Recall,
         watches: Watches,
         payloads: PayloadStore | None = None,
+        policy: ApprovalPolicy | None = None,
     ) -> None:
         self._settings = settings
+        self._policy = policy
         self._payloads = payloads
         store_bytes = None if payloads is None else max(1, payloads.max_bytes - _ENVELOPE_BYTES)
         self._max_input_bytes = settings.max_input_bytes or store_bytes or _INPUT_BYTES
@@ -404,6 +409,8 @@ class Commands:
             )
         command = raised_command(event)
         try:
+            if self._policy is not None and (why := await self._forbidden(event, self._policy)) is not None:
+                return Deferred(self._refuse_decision(event, "not_authorized", why))
             await self._scheduler.raise_event(run_id, DECISION_EVENT, command.model_dump(mode="json"))
         except RunUnknownError:
             if waited_s < self._settings.unknown_run_grace_s:
@@ -412,6 +419,20 @@ class Commands:
         except SchedulerRefusedError as error:
             return DeadLetter("refused_by_scheduler", f"the scheduler refused to raise it: {error}")
         return Deferred(self._see_decision_through(event, record))
+
+    async def _forbidden(
+        self, event: Event[ApprovalDecided] | Event[EventRaised], policy: ApprovalPolicy
+    ) -> str | None:
+        """Why the policy refuses it.
+
+        Raises:
+            RunUnknownError: There is no such run. A run's child is none: by its id rules for its run would be
+                got round.
+        """
+        state = await self._scheduler.find(event.data.run_id)
+        if state is None or state.envelope is None or state.envelope.role != "run":
+            raise RunUnknownError
+        return policy.refuses(event, run_type=state.envelope.run_type, run_created_at=state.created_at)
 
     async def _see_decision_through(
         self, event: Event[ApprovalDecided] | Event[EventRaised], record: KafkaRecord
@@ -433,11 +454,17 @@ class Commands:
             await self._refuse_decision(event, "run_finished")
 
     async def _refuse_decision(
-        self, event: Event[ApprovalDecided] | Event[EventRaised], reason: ApprovalRefusal
+        self,
+        event: Event[ApprovalDecided] | Event[EventRaised],
+        reason: ApprovalRefusal,
+        message: str | None = None,
     ) -> None:
         # Not judged anew when Kafka's acknowledgement is lost: it may hold this answer already.
-        await _until_published(lambda: self._answers.approval_refused(event, reason))
-        logger.info("decision_refused", extra={"run_id": event.data.run_id, "reason": reason})
+        await _until_published(lambda: self._answers.approval_refused(event, reason, message))
+        logger.info(
+            "decision_refused",
+            extra={"run_id": event.data.run_id, "reason": reason, "why": message, "source": event.source},
+        )
 
 
 async def _fetched(record: KafkaRecord, payloads: PayloadStore) -> Command:

@@ -8,7 +8,8 @@ TowlineError
     ├── SchedulerFaultError     it failed inside: try again a few times
     ├── AnswersUnreadableError  Kafka is away: what was answered before can't be told now
     ├── RunExistsError          an instance of that id exists
-    └── RunUnknownError         no instance of that id
+    ├── RunUnknownError         no instance of that id
+    └── ApprovalPolicyError     the file of approvers' rules can't be used
 ```
 """
 
@@ -47,3 +48,7 @@ class RunExistsError(BridgeError):
 
 class RunUnknownError(BridgeError):
     """There is no instance of that id."""
+
+
+class ApprovalPolicyError(BridgeError):
+    """The file that says who may approve can't be used; the message names the field."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -35,6 +37,11 @@ class BridgeSettings(BaseSettings):
         ge=1,
         description="Largest input of a run and data of a decision, as JSON; default: 1,000,000, with a "
         "payload store what that takes.",
+    )
+    approval_policy_file: Path | None = Field(
+        default=None,
+        description="JSON file that says who may decide which run types, and whose signatures prove it; "
+        "default: whoever may write to the topic. See the approvals guide.",
     )
     unknown_run_grace_s: float = Field(
         default=30.0,

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
+from towline.cli.output import printable
 from towline.cli.topics import CONNECT_TIMEOUT_S
 from towline.contracts.consumers import assign, consumer, end_offsets, partitions_of, poll, resolved
 from towline.contracts.errors import DecodeError
@@ -83,7 +84,9 @@ def verdict(answer: Event) -> tuple[str, bool]:
     data = answer.data
     if isinstance(data, ApprovalResolved):
         return data.outcome, True
-    if isinstance(data, (ApprovalRefused, ControlRefused)):
+    if isinstance(data, ApprovalRefused):
+        return f"refused: {data.reason}{f' ({printable(data.message)})' if data.message else ''}", False
+    if isinstance(data, ControlRefused):
         return f"refused: {data.reason}", False
     if isinstance(data, RunCancelled):
         return "cancelled", True

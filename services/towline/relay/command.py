@@ -58,6 +58,19 @@ def new_key_command(
     sys.stdout.write(f"{line}\n")
 
 
+@app.command("new-signing-key")
+def new_signing_key_command() -> None:
+    """Make a key for signed decisions: private half to standard error, public half to standard output.
+
+    The first is for TOWLINE_RELAY_SIGNING_KEY_FILE, the second for "keys" of the bridge's approval policy.
+    """
+    from towline.contracts.signing import new_signing_key
+
+    private, public = new_signing_key()
+    sys.stderr.write(f"{private}\n")
+    sys.stdout.write(f"{public}\n")
+
+
 def _run(main: object) -> None:
     if sys.platform == "win32":
         asyncio.run(main)  # pyright: ignore[reportArgumentType]

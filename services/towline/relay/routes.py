@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic_core import from_json
 from starlette.requests import Request
@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from towline.contracts.errors import PayloadMissingError
-from towline.contracts.events import ControlAction
+from towline.contracts.events import ApprovalDecided, ControlAction, Event, EventRaised
 from towline.contracts.payloads import DATAREF, PayloadReference, PayloadStore
 from towline.relay import commands, sse
 from towline.relay.agui import AguiTranslator
@@ -31,6 +31,11 @@ from towline.relay.projection import RUN_STATUSES, dumps
 from towline.relay.settings import RelaySettings
 from towline.relay.store import RunStore
 from towline.relay.streaming import EventStreamResponse, Translate
+
+if TYPE_CHECKING:
+    from towline.contracts.signing import DecisionSigner
+
+_DecisionT = TypeVar("_DecisionT", ApprovalDecided, EventRaised)
 
 _KNOWN_POLL_S: Final = 1.0
 _WAIT_MAX_S: Final = 3600.0
@@ -48,6 +53,7 @@ class Door:
     store: RunStore
     publisher: commands.Publisher
     payloads: PayloadStore | None = None
+    signer: DecisionSigner | None = None
 
     # Commands -------------------------------------------------------------------------------------
 
@@ -91,7 +97,7 @@ class Door:
         approval_id = request.path_params["approval_id"]
         event_id = _event_id(request, principal)
         event = commands.approval_decided(run_id, approval_id, body, principal, event_id)
-        return await self._command(request, event, run_id)
+        return await self._command(request, self._signed(event, principal), run_id)
 
     async def raise_event(self, request: Request) -> Response:
         """POST /runs/{run_id}/events/{name}."""
@@ -99,7 +105,14 @@ class Door:
         run_id = commands.checked_run_id(request.path_params["run_id"])
         body = commands.parse_body(await self._body(request))
         name, event_id = request.path_params["name"], _event_id(request, principal)
-        return await self._command(request, commands.event_raised(run_id, name, body, event_id), run_id)
+        event = commands.event_raised(run_id, name, body, event_id)
+        return await self._command(request, self._signed(event, principal), run_id)
+
+    def _signed(self, event: Event[_DecisionT], principal: Principal) -> Event[_DecisionT]:
+        """The event, with the relay's word for who the caller is. A caller without a name gets none."""
+        if self.signer is None or principal.subject is None:
+            return event
+        return self.signer.sign(event, principal.subject)
 
     async def _claim(self, request: Request, event: Any) -> None:
         """See that the request's idempotency key, if it has one, was not used for another request.

@@ -15,7 +15,7 @@ from towline.contracts.payloads import open_payload_store
 from towline.contracts.producer import EventProducer
 from towline.contracts.settings import KafkaSettings, PayloadSettings, RedisSettings
 from towline.relay.app import build_app
-from towline.relay.auth.choose import authenticators_for, split_listen
+from towline.relay.auth.choose import authenticators_for, signer_for, split_listen
 from towline.relay.commands import Publisher
 from towline.relay.consumer import LifecycleConsumer
 from towline.relay.errors import RedisAwayError
@@ -51,6 +51,7 @@ async def serve(settings: RelaySettings, kafka: KafkaSettings, redis_settings: R
     """
     host, port = split_listen(settings.http_listen)
     authenticators = authenticators_for(settings)
+    signer = signer_for(settings, kafka)
     client = connect(redis_settings)
     keys = Keys(redis_settings.key_prefix)
     store = RunStore(client, settings, keys)
@@ -72,7 +73,7 @@ async def serve(settings: RelaySettings, kafka: KafkaSettings, redis_settings: R
         payloads=payloads,
         event_bytes=payload_settings.event_bytes,
     )
-    door = Door(settings, keys, hub, index, store, publisher_of(producer), payloads)
+    door = Door(settings, keys, hub, index, store, publisher_of(producer), payloads, signer)
     app = build_app(
         door, settings, authenticators=authenticators, live=consumer.not_alive, ready=consumer.not_ready
     )

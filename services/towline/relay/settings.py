@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from towline.contracts.settings import with_secret_of_file
 
 
 class RelaySettings(BaseSettings):
@@ -59,6 +62,14 @@ class RelaySettings(BaseSettings):
         default=None, description="Signing keys; default: found by the issuer's discovery document."
     )
     oidc_roles_claim: str = Field(default="roles", description="Claim that lists read, start, approve.")
+    signing_key: SecretStr | None = Field(
+        default=None,
+        description="Private key (JWK) by which callers' decisions are signed, for the bridge's approval "
+        "policy. See towline relay new-signing-key.",
+    )
+    signing_key_file: Path | None = Field(
+        default=None, description="File that holds the signing key, for example a mounted secret."
+    )
     cors_origins: str = Field(default="", description="Comma-separated origins that may call; default: none.")
     rate_per_s: float = Field(default=50, gt=0, description="Requests a second per caller, on average.")
     rate_burst: int = Field(default=200, ge=1, description="Requests a caller may make at once.")
@@ -68,3 +79,8 @@ class RelaySettings(BaseSettings):
         description="Where a run's trace is shown, with {trace_id} in it: a link of GET /runs/{id}.",
     )
     clients_max: int = Field(default=10_000, ge=1, description="Most SSE clients of one replica.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_files(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return with_secret_of_file(values, "signing_key")

@@ -1,14 +1,20 @@
-"""From settings to authenticators."""
+"""From settings to authenticators, and to the key by which decisions are signed."""
 
 from __future__ import annotations
 
 import ipaddress
 import logging
+from typing import TYPE_CHECKING
 
+from towline.contracts.errors import SigningKeyError
+from towline.contracts.settings import KafkaSettings
 from towline.relay.auth.keys import KeyAuth, parse_keys
 from towline.relay.errors import RelaySettingsError
 from towline.relay.principals import Authenticator, NoAuth
 from towline.relay.settings import RelaySettings
+
+if TYPE_CHECKING:
+    from towline.contracts.signing import DecisionSigner
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +71,23 @@ def authenticators_for(settings: RelaySettings) -> list[Authenticator]:
     if "oidc" in kinds:
         found.append(_oidc(settings))
     return found
+
+
+def signer_for(settings: RelaySettings, kafka: KafkaSettings) -> DecisionSigner | None:
+    """What signs the callers' decisions, if `settings` name a key.
+
+    Raises:
+        RelaySettingsError: It is no private key.
+    """
+    if settings.signing_key is None:
+        return None
+    # Imported only when asked for: cryptography takes a good part of the start.
+    from towline.contracts.signing import DecisionSigner
+
+    try:
+        return DecisionSigner(settings.signing_key.get_secret_value(), topic=kafka.topics.approvals)
+    except SigningKeyError as error:
+        raise RelaySettingsError(f"TOWLINE_RELAY_SIGNING_KEY: {error}") from error
 
 
 def _keys(settings: RelaySettings) -> KeyAuth:
