@@ -227,7 +227,12 @@ class LeanSpan(Span):
 
     def _put(self, attributes: Mapping[str, Any]) -> None:
         plain = self._plain
-        for key, value in attributes.items():
+        for key, value in cast("Mapping[Any, Any]", attributes).items():
+            # Agent Framework's names are members of an enumeration of texts: their text alone is exported.
+            if type(key) is not str and isinstance(key, str):
+                key = str.__str__(key)
+            if isinstance(value, str) and type(value) is not str:
+                value = str.__str__(value)
             if len(plain) >= _ATTRIBUTES_MAX and key not in plain:
                 self._dropped += 1
             elif type(value) in _SIMPLE and type(key) is str and key:

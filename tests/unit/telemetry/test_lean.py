@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Any
 
 import pytest
@@ -42,6 +43,11 @@ class Counting(IdGenerator):
 
     def generate_trace_id(self) -> int:
         return self.generate_span_id()
+
+
+class Named(StrEnum):
+    ONE = "one"
+    TWO = "two"
 
 
 Program = Callable[[Tracer], None]
@@ -95,6 +101,8 @@ def unsampled(tracer: Tracer) -> None:
 
 def odd_values(tracer: Tracer) -> None:
     odd: dict[Any, Any] = {
+        "member": Named.ONE,
+        Named.TWO: "its name",
         "none": None,
         "bytes": b"x",
         "object": object(),
