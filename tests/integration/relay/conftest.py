@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from tests.integration.conftest import unique_prefix
 from tests.integration.relay.valkey import Valkey
 
 from towline.contracts import ids
@@ -23,6 +26,7 @@ from towline.contracts.events import (
     RunProgressed,
     RunStarted,
 )
+from towline.contracts.kafka import ensure_topics
 from towline.contracts.producer import EventProducer
 from towline.contracts.settings import KafkaSettings, RedisSettings
 from towline.dev.roles import ProcessPart
@@ -40,22 +44,39 @@ def own_valkey() -> Iterator[Valkey]:
 
 @pytest.fixture
 def start_relay(own_valkey: Valkey, kafka_settings: KafkaSettings, tmp_path: Path) -> Iterator[StartRelay]:
+    with _relays(own_valkey, kafka_settings, tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def quiet_relay(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPart]:
+    """One with the default settings, for tests in which it is told and tells nothing: they share it."""
+    settings = KafkaSettings(bootstrap=kafka, topic_prefix=unique_prefix())
+    asyncio.run(ensure_topics(settings, partitions=3))
+    server = Valkey().start()
+    with _relays(server, settings, tmp_path_factory.mktemp("quiet")) as start:
+        yield start()
+    server.close()
+
+
+@contextmanager
+def _relays(valkey: Valkey, kafka: KafkaSettings, folder: Path) -> Iterator[StartRelay]:
     parts: list[ProcessPart] = []
 
     def start(**settings: Any) -> ProcessPart:
         env = {
-            "TOWLINE_KAFKA_BOOTSTRAP": kafka_settings.bootstrap,
-            "TOWLINE_KAFKA_TOPIC_PREFIX": kafka_settings.topic_prefix,
-            "TOWLINE_REDIS_URL": own_valkey.url,
+            "TOWLINE_KAFKA_BOOTSTRAP": kafka.bootstrap,
+            "TOWLINE_KAFKA_TOPIC_PREFIX": kafka.topic_prefix,
+            "TOWLINE_REDIS_URL": valkey.url,
             # Groups are the broker's: every test has its own.
-            "TOWLINE_RELAY_GROUP": f"relay-{kafka_settings.topic_prefix}",
+            "TOWLINE_RELAY_GROUP": f"relay-{kafka.topic_prefix}",
             **{
                 f"TOWLINE_{'' if name.startswith('redis_') else 'RELAY_'}{name.upper()}": str(value)
                 for name, value in settings.items()
             },
         }
         name = f"relay-{len(parts)}"
-        part = ProcessPart("relay", data=tmp_path / name, env=env, name=name)
+        part = ProcessPart("relay", data=folder / name, env=env, name=name)
         parts.append(part)
         part.start()
         return part

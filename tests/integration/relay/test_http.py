@@ -19,6 +19,7 @@ from tests.integration.relay.valkey import Valkey
 from towline.contracts.cloudevents import decode
 from towline.contracts.events import Event
 from towline.contracts.settings import KafkaSettings, RedisSettings
+from towline.dev.roles import ProcessPart
 from towline.relay.auth.keys import new_key
 from towline.worker.streams import StreamSettings, TokenWriter
 
@@ -104,9 +105,9 @@ async def test_an_idempotency_key_names_one_run(
     ],
 )
 async def test_a_bad_request_is_told_which_field(
-    start_relay: StartRelay, http: httpx.AsyncClient, body: bytes, status: int, field: str
+    quiet_relay: ProcessPart, http: httpx.AsyncClient, body: bytes, status: int, field: str
 ) -> None:
-    answer = await http.post(f"{start_relay().url}/runs", content=body)
+    answer = await http.post(f"{quiet_relay.url}/runs", content=body)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
     problem = answer.json()
@@ -258,9 +259,9 @@ async def test_keys_give_roles_and_the_approver(
 
 
 async def test_other_sites_cannot_send_commands_to_an_open_relay(
-    start_relay: StartRelay, http: httpx.AsyncClient
+    quiet_relay: ProcessPart, http: httpx.AsyncClient
 ) -> None:
-    url = start_relay().url
+    url = quiet_relay.url
     foreign = await http.post(
         f"{url}/runs", json={"run_type": "x"}, headers={"Origin": "https://evil.example"}
     )
@@ -300,8 +301,8 @@ async def test_kafka_away_is_a_503_and_redis_away_too(
     await eventually(ready)
 
 
-async def test_the_api_describes_itself(start_relay: StartRelay, http: httpx.AsyncClient) -> None:
-    url = start_relay().url
+async def test_the_api_describes_itself(quiet_relay: ProcessPart, http: httpx.AsyncClient) -> None:
+    url = quiet_relay.url
     document = (await http.get(f"{url}/openapi.json")).json()
     assert document["openapi"].startswith("3.1")
     for path in ("/runs", "/runs/{run_id}/stream", "/runs/{run_id}/approvals/{approval_id}", "/events"):

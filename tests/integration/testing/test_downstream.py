@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+# Plugins that are installed for our own tests, and what pytest would leave behind.
+NOT_THEIRS = [f"-pno:{name}" for name in ("schemathesis", "hypothesispytest", "xdist", "cacheprovider")]
 PROJECT = Path(__file__).resolve().parents[3] / "examples" / "downstream"
 
 
 def run_tests(*options: str, **environ: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TOWLINE_", "PYTEST"))}
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options],
+        [sys.executable, "-m", "pytest", "-q", *NOT_THEIRS, *options],
         cwd=PROJECT,
         env={**kept, **environ},
         capture_output=True,

@@ -1,9 +1,11 @@
-"""Which model the examples use, by environment."""
+"""Which model the examples use, by environment.
+
+OpenAI's client is imported where it is used: it takes a second, and every process of a run loads all tests.
+"""
 
 from __future__ import annotations
 
 import pytest
-from agent_framework_openai import OpenAIChatClient
 
 from examples.models import ModelSetupError, chat_client
 from towline.testing.scripted import ScriptedChatClient
@@ -14,6 +16,8 @@ def test_nothing_set_means_the_scripted_model() -> None:
 
 
 def test_a_key_chooses_the_real_model() -> None:
+    from agent_framework_openai import OpenAIChatClient
+
     client = chat_client({"OPENAI_API_KEY": "k", "OPENAI_MODEL": "some-model"})
 
     assert isinstance(client, OpenAIChatClient)
@@ -21,6 +25,8 @@ def test_a_key_chooses_the_real_model() -> None:
 
 
 def test_an_azure_endpoint_chooses_azure() -> None:
+    from agent_framework_openai import OpenAIChatClient
+
     client = chat_client(
         {
             "AZURE_OPENAI_ENDPOINT": "https://example.invalid/",
