@@ -27,7 +27,8 @@ from durabletask.client import OrchestrationStatus, TaskHubGrpcClient
 from durabletask.entities import EntityInstanceId
 from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf import wrappers_pb2
-from tests.conformance.support import Hub, ServerProcess, eventually, retrying
+from tests.conformance.support import Hub, ServerProcess, retrying
+from tests.waiting import eventually
 
 Turns = Any
 SHAPES: Final = ("sequence", "parallel", "parent", "waiting", "calls", "locking", "generations")
@@ -286,7 +287,7 @@ class KillLoop:
             return found
 
         try:
-            eventually(lambda: counters() == expected, timeout_s=20, interval_s=0.2)
+            eventually(lambda: counters() == expected, timeout_s=20, every_s=0.2)
         except AssertionError:
             self.verdict.problems.append(f"counters are {dict(counters())}, not {dict(expected)}")
 

@@ -24,6 +24,7 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.internal.orchestrator_service_pb2_grpc import TaskHubSidecarServiceStub
 from durabletask.worker import ConcurrencyOptions, TaskHubGrpcWorker, VersioningOptions
 from google.protobuf import empty_pb2, wrappers_pb2
+from tests.waiting import eventually
 
 T = TypeVar("T")
 Kind = Literal["orchestratorRequest", "activityRequest", "entityRequest", "entityRequestV2", "healthPing"]
@@ -43,20 +44,6 @@ FAST_CHANNEL: Final = GrpcChannelOptions(
         ("grpc.max_reconnect_backoff_ms", 500),
     ]
 )
-
-
-def eventually(
-    probe: Callable[[], T], *, timeout_s: float = 15.0, interval_s: float = 0.02, message: str = ""
-) -> T:
-    """Call ``probe`` until it returns something true, and return that."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        value = probe()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s:g} s: {message or probe!r}; last value {value!r}")
-        time.sleep(interval_s)
 
 
 def retrying(call: Callable[[], T], *, timeout_s: float = 60.0) -> T:
@@ -146,9 +133,7 @@ class ServerProcess:
             text = port_file.read_text().strip() if port_file.exists() else ""
             return int(text.rpartition(":")[2]) if text else 0
 
-        self.port = eventually(
-            listening, timeout_s=timeout_s, interval_s=0.005, message="server did not listen"
-        )
+        self.port = eventually(listening, "the server listens", timeout_s=timeout_s, every_s=0.005)
         with grpc.insecure_channel(self.address) as channel:
             stub = TaskHubSidecarServiceStub(channel)
             stub.Hello(empty_pb2.Empty(), wait_for_ready=True, timeout=timeout_s)

@@ -14,7 +14,8 @@ from durabletask.entities import EntityInstanceId
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
-from tests.conformance.support import Hub, ServerProcess, eventually, retrying, unique
+from tests.conformance.support import Hub, ServerProcess, retrying, unique
+from tests.waiting import eventually
 
 Turns = Any
 
@@ -56,7 +57,7 @@ def test_an_approval_timeout_of_seventy_two_hours_takes_milliseconds(turned: Ser
     hub.worker(orchestrators=[approval])
     sdk = hub.client()
     instance = sdk.schedule_new_orchestration(approval)
-    eventually(lambda: len(sdk.get_orchestration_history(instance)) >= 4, message="the timer was not created")
+    eventually(lambda: len(sdk.get_orchestration_history(instance)) >= 4, "the timer is created")
 
     skip(turned, timedelta(hours=71))
     with pytest.raises(TimeoutError):

@@ -11,7 +11,8 @@ from durabletask.client import OrchestrationStatus
 from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.worker import VersioningOptions, VersionMatchStrategy
 from google.protobuf import empty_pb2
-from tests.conformance.support import Hub, complete, eventually, python_process, unique
+from tests.conformance.support import Hub, complete, python_process, unique
+from tests.waiting import eventually
 
 Turns = Any
 
@@ -36,7 +37,7 @@ def test_another_worker_finishes_the_run_of_a_worker_killed_inside_an_activity(
     instance = sdk.schedule_new_orchestration("run_activity")
 
     with python_process("tests.conformance.worker_process", *arguments, log=tmp_path / "one.log") as first:
-        eventually(marker.exists, message="the first worker did not reach the activity")
+        eventually(marker.exists, "the first worker reaches the activity")
         first.kill()
         first.wait()
         with python_process("tests.conformance.worker_process", *arguments, log=tmp_path / "two.log"):

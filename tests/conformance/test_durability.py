@@ -25,11 +25,11 @@ from tests.conformance.support import (
     Hub,
     ServerProcess,
     complete,
-    eventually,
     python_process,
     retrying,
     unique,
 )
+from tests.waiting import eventually
 
 Turns = Any
 
@@ -136,7 +136,7 @@ def test_an_entity_batch_of_a_killed_worker_is_applied_once(hub: Hub, tmp_path: 
     arguments = ("--address", hub.server.address, "--hub", hub.name, "--marker", str(marker))
 
     with python_process("tests.conformance.worker_process", *arguments, log=tmp_path / "one.log") as first:
-        eventually(marker.exists, message="the first worker did not reach the entity")
+        eventually(marker.exists, "the first worker reaches the entity")
         sdk.signal_entity(entity, "add", 7)
         first.kill()
         first.wait()

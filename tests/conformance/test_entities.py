@@ -11,7 +11,8 @@ from durabletask.client import OrchestrationStatus
 from durabletask.entities import EntityInstanceId
 from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf import wrappers_pb2
-from tests.conformance.support import Hub, eventually, unique
+from tests.conformance.support import Hub, unique
+from tests.waiting import eventually
 
 Turns = Any
 
@@ -41,7 +42,7 @@ def wait_until_holding(hub: Hub, key: str) -> str:
         state = sdk.get_orchestration_state(instance)
         return state is not None and state.serialized_custom_status is not None
 
-    eventually(holding, message="the lock was not granted")
+    eventually(holding, "the lock is granted")
     return instance
 
 

@@ -15,7 +15,8 @@ from durabletask import task
 from durabletask.client import TaskHubGrpcClient
 from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.internal.orchestrator_service_pb2_grpc import TaskHubSidecarServiceStub
-from tests.conformance.support import Hub, ServerProcess, eventually, retrying
+from tests.conformance.support import Hub, ServerProcess, retrying
+from tests.waiting import eventually
 
 Turns = Any
 MIB = 1 << 20

@@ -13,7 +13,8 @@ from durabletask.client import OrchestrationState, OrchestrationStatus
 from durabletask.entities import EntityInstanceId
 from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf import wrappers_pb2
-from tests.conformance.support import Hub, ServerProcess, complete, eventually, retrying, unique
+from tests.conformance.support import Hub, ServerProcess, complete, retrying, unique
+from tests.waiting import eventually
 
 Turns = Any
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -11,7 +11,8 @@ import pytest
 from durabletask import client, task
 from durabletask.client import OrchestrationStatus
 from durabletask.internal import orchestrator_service_pb2 as pb
-from tests.conformance.support import Hub, complete, eventually, unique
+from tests.conformance.support import Hub, complete, unique
+from tests.waiting import eventually
 
 Turns = Any  # what an orchestrator generator yields is the SDK's business
 

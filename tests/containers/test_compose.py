@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from tests.containers import images
 from tests.containers.compose import Project
+from tests.waiting import eventually
 
 from towline.contracts import TowlineClient
 from towline.contracts.settings import KafkaSettings
@@ -26,13 +26,6 @@ ARTICLE = {"topic": "tides", "max_review_attempts": 3, "approval_timeout_seconds
 OURS = ("scheduler", "bridge", "worker", "relay")
 PATIENCE_S = 300.0
 RESULT_S = 300.0
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s: {what}"
-        time.sleep(0.5)  # between two questions
 
 
 def status_of(url: str, key: str | None = None) -> int:
@@ -167,6 +160,8 @@ async def test_a_crash_is_mended_by_the_engine_and_loses_nothing(
             and now.get("Health", {}).get("Status") == "healthy"
         ),
         f"{service} is back",
+        timeout_s=PATIENCE_S,
+        every_s=0.5,
     )
     await approve_when_asked(run, approver="ann", timeout_s=RESULT_S)
 
@@ -190,12 +185,20 @@ async def test_a_run_is_seen_in_the_trace_backend(running: Project, client: Towl
     await run.result(timeout=RESULT_S)
 
     if images.is_stand_in(running.engine, images.JAEGER):
-        eventually(lambda: run.run_id in running.logs("jaeger", lines=3000), "the run's spans have arrived")
+        eventually(
+            lambda: run.run_id in running.logs("jaeger", lines=3000),
+            "the run's spans have arrived",
+            timeout_s=PATIENCE_S,
+        )
     else:
         asked = f"http://127.0.0.1:{running.variables['JAEGER_PORT']}/api/services"
-        eventually(lambda: "towline-worker" in read(asked), "Jaeger knows the worker")
+        eventually(lambda: "towline-worker" in read(asked), "Jaeger knows the worker", timeout_s=PATIENCE_S)
     metrics = f"http://127.0.0.1:{running.variables['OTEL_METRICS_PORT']}/metrics"
-    eventually(lambda: 'service_name="towline-worker"' in read(metrics), "the worker's metrics have arrived")
+    eventually(
+        lambda: 'service_name="towline-worker"' in read(metrics),
+        "the worker's metrics have arrived",
+        timeout_s=PATIENCE_S,
+    )
 
 
 async def test_a_module_of_ones_own_is_mounted_and_another_bridge_and_worker_carry_on(

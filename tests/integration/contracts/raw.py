@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -31,15 +30,6 @@ def failed(run_id: str) -> Event[RunFailed]:
 
 def started(run_id: str) -> Event[RunStarted]:
     return Event(id=ids.started_id(run_id), source="tests", data=RunStarted(run_id=run_id, run_type="a"))
-
-
-async def eventually(condition: Callable[[], Awaitable[bool] | bool], *, timeout_s: float = 30.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while True:
-            answer = condition()
-            if answer if isinstance(answer, bool) else await answer:
-                return
-            await asyncio.sleep(0.02)
 
 
 @asynccontextmanager

@@ -15,13 +15,13 @@ from opentelemetry.sdk.trace import TracerProvider
 from tests.integration.contracts.raw import (
     NOW,
     completed,
-    eventually,
     failed,
     raw_producer,
     read_all,
     started,
     write_unreadable,
 )
+from tests.waiting import eventually_async
 
 from towline.contracts import (
     ApprovalRequested,
@@ -129,7 +129,7 @@ async def test_thousands_of_waiting_runs_share_one_consumer(kafka_settings: Kafk
         assert await asyncio.gather(*waiting) == list(range(count))
         assert _consumers() - before <= 1, "at most one that searches the past"
         del runs, waiting
-        await eventually(lambda: gc.collect() >= 0 and len(client._watch._runs) == 0)
+        await eventually_async(lambda: gc.collect() >= 0 and len(client._watch._runs) == 0)
 
 
 def _consumers() -> int:
@@ -166,7 +166,7 @@ async def test_a_runs_events_are_followed_live(kafka_settings: KafkaSettings) ->
 
         following = asyncio.create_task(follow())
         await platform.send(started("r-1"))
-        await eventually(lambda: seen == ["r-1/started"])
+        await eventually_async(lambda: seen == ["r-1/started"])
         await platform.send(completed("r-1"))
         await asyncio.wait_for(following, TIMEOUT_S)
         assert seen == ["r-1/started", "r-1/outcome"]
@@ -237,7 +237,7 @@ async def test_closing_the_client_ends_every_wait(kafka_settings: KafkaSettings)
         waiting = asyncio.create_task(client.run("never").result())
         results = client.results(start="latest")
         streaming = asyncio.create_task(anext(results))
-        await eventually(lambda: client._watch._live is not None and results._reader is not None)
+        await eventually_async(lambda: client._watch._live is not None and results._reader is not None)
     with pytest.raises(ClientError, match="closed"):
         await asyncio.wait_for(waiting, TIMEOUT_S)
     with pytest.raises(StopAsyncIteration):
@@ -258,7 +258,7 @@ async def test_bad_records_on_results_are_counted_and_passed_over(kafka_settings
     ):
         run = await client.start("a", run_id="r-1")
         waiting = asyncio.create_task(run.result(TIMEOUT_S))
-        await eventually(lambda: client._watch._live is not None)
+        await eventually_async(lambda: client._watch._live is not None)
         results = kafka_settings.topics.results
         await raw.send_and_wait(results, b"{", key=b"r-1")
         for partition in range(3):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.integration.contracts.raw import eventually, raw_producer, read_all, write_unreadable
+from tests.integration.contracts.raw import raw_producer, read_all, write_unreadable
+from tests.waiting import eventually_async
 
 from towline.contracts import DecodeError, EventProducer, KafkaSettings, decode
 from towline.delivery import DONE, Consumer, ConsumerOptions, DeadLetter, Delivery, Outcome
@@ -54,7 +55,7 @@ async def test_unreadable_and_empty_records_are_put_aside_and_the_next_one_is_ha
             dead_letter=DeadLetterWriter(producer, kafka_settings.topics.dead_letters),
         )
         running = asyncio.create_task(consumer.run())
-        await eventually(lambda: handled == ["e-1"])
+        await eventually_async(lambda: handled == ["e-1"])
         consumer.stop()
         await asyncio.wait_for(running, 30)
     letters = await read_all(kafka_settings, kafka_settings.topics.dead_letters)

@@ -14,12 +14,12 @@ from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
 from tests.integration.contracts.raw import (
     completed,
-    eventually,
     grow,
     raw_producer,
     started,
     write_unreadable,
 )
+from tests.waiting import eventually_async
 
 from towline.contracts import (
     ClientError,
@@ -137,10 +137,10 @@ async def test_members_of_a_group_share_and_lose_nothing_when_one_leaves(
         other = asyncio.create_task(consume(leaving.results("g"), limit=30))
         for n in range(300):
             await platform.send(completed(f"r-{n}"))
-        await eventually(lambda: len(seen) >= 200, timeout_s=60)
+        await eventually_async(lambda: len(seen) >= 200, timeout_s=60)
         other.cancel()
         await leaving.__aexit__(None, None, None)
-        await eventually(lambda: len(seen) == 300, timeout_s=60)
+        await eventually_async(lambda: len(seen) == 300, timeout_s=60)
         staying.cancel()
         await asyncio.gather(staying, other, return_exceptions=True)
     assert seen.total() < 450, "what was handled and committed is not handled again"
@@ -156,7 +156,7 @@ async def test_a_topic_that_grows_is_followed(
         async with stream:
             following = asyncio.create_task(take(stream, 1))
             await grow(kafka_settings, kafka_settings.topics.results, 5)
-            await eventually(lambda: _has_partition(raw, kafka_settings.topics.results, 4))
+            await eventually_async(lambda: _has_partition(raw, kafka_settings.topics.results, 4))
             record = encode(completed("grown"))
             await raw.send_and_wait(
                 kafka_settings.topics.results, record.value, partition=4, headers=list(record.headers)

@@ -15,6 +15,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from tests.chaos.links import Link, LinkedKafka, Links
+from tests.waiting import eventually_async
 
 from towline.contracts.settings import KafkaSettings
 from towline.delivery import DONE, Backoff, Consumer, ConsumerOptions, DeadLetter, Limits, Policy
@@ -22,13 +23,6 @@ from towline.dev import KafkaPart, ports
 
 SCRIPT = Path(__file__).with_name("consuming.py")
 KEYS = 60
-
-
-async def eventually(check, *, within_s=60.0, every_s=0.05):
-    deadline = asyncio.get_running_loop().time() + within_s
-    while not check():
-        assert asyncio.get_running_loop().time() < deadline, "not in time"
-        await asyncio.sleep(every_s)
 
 
 class Log:
@@ -111,13 +105,13 @@ async def test_killed_consumers_lose_nothing_and_keep_the_order(kafka, log):
     async with crew(kafka, topic, log) as start:
         first, second = start(), start()
         await publish(kafka, topic, range(40))
-        await eventually(lambda: log.count() > KEYS * 10)
+        await eventually_async(lambda: log.count() > KEYS * 10)
         first.kill()
         third = start()
         await publish(kafka, topic, range(40, 80))
-        await eventually(lambda: log.count() > KEYS * 50)
+        await eventually_async(lambda: log.count() > KEYS * 50)
         second.send_signal(signal.SIGKILL)
-        await eventually(lambda: log.count() == KEYS * 80)
+        await eventually_async(lambda: log.count() == KEYS * 80)
         third.terminate()
         assert await stopped(third) == 0
     log.check(80)
@@ -142,7 +136,7 @@ async def test_orderly_swaps_repeat_nothing(kafka, log):
                 on_duty.terminate()
                 assert await stopped(on_duty) == 0
             on_duty = relief
-        await eventually(lambda: log.count() == KEYS * number)
+        await eventually_async(lambda: log.count() == KEYS * number)
         on_duty.terminate()
         assert await stopped(on_duty) == 0
     times = log.check(number)
@@ -156,11 +150,11 @@ async def test_a_broker_killed_and_restarted_is_outlived(tmp_path, log):
         async with crew(part.bootstrap, topic, log) as start:
             process = start()
             await publish(part.bootstrap, topic, range(20))
-            await eventually(lambda: log.count() > KEYS * 3)
+            await eventually_async(lambda: log.count() > KEYS * 3)
             await asyncio.to_thread(part.kill)
             await asyncio.to_thread(part.start)
             await publish(part.bootstrap, topic, range(20, 40))
-            await eventually(lambda: log.count() == KEYS * 40, within_s=90)
+            await eventually_async(lambda: log.count() == KEYS * 40, timeout_s=90)
             process.terminate()
             assert await stopped(process) == 0
         log.check(40)
@@ -179,12 +173,12 @@ async def test_who_was_cut_off_for_longer_than_a_session_handles_nothing_of_what
         async with crew(part.bootstrap, topic, log, retries=0) as start:
             cut_off = start(f"127.0.0.1:{link.port}")
             await publish(part.bootstrap, topic, range(2))
-            await eventually(lambda: log.count() == KEYS * 2)
+            await eventually_async(lambda: log.count() == KEYS * 2)
             links.set_parted("cut", True)
             # Fetched by both: by the one when it is back, by the other when it has the partitions.
             relief = start(part.bootstrap)
             await publish(part.bootstrap, topic, range(2, 12))
-            await eventually(lambda: log.count() == KEYS * 12)
+            await eventually_async(lambda: log.count() == KEYS * 12)
             links.set_parted("cut", False)
             number = 12
             while str(cut_off.pid) not in {process for _, n, process in log.effects() if n >= 12}:
@@ -192,7 +186,7 @@ async def test_who_was_cut_off_for_longer_than_a_session_handles_nothing_of_what
                 await publish(part.bootstrap, topic, range(number, number + 2))
                 number += 2
                 await asyncio.sleep(0.2)
-            await eventually(lambda: log.count() == KEYS * number)
+            await eventually_async(lambda: log.count() == KEYS * number)
             for process in (cut_off, relief):
                 process.terminate()
                 assert await stopped(process) == 0
@@ -243,13 +237,13 @@ async def test_while_a_neighbour_is_away_nothing_is_consumed_and_membership_is_k
         assigned = consumer.on_assigned
         consumer.on_assigned = lambda partitions: (joins.append(1), assigned(partitions))
         await publish(kafka, topic, range(2))
-        await eventually(lambda: joins)
+        await eventually_async(lambda: joins)
         await asyncio.sleep(1.0)
         assert handled == []
         assert consumer.not_ready() == "scheduler away"
         assert consumer.not_alive() is None
         away.clear()
-        await eventually(lambda: len(handled) == KEYS * 2)
+        await eventually_async(lambda: len(handled) == KEYS * 2)
         assert joins == [1]
 
 
@@ -266,10 +260,10 @@ async def test_a_full_partition_pauses_and_a_slow_lane_holds_up_nobody_else(kafk
     limits = Limits(max_queued_count=200, max_running_count=8)
     async with consuming(kafka, topic, handle, limits=limits) as consumer:
         await publish(kafka, topic, range(50))
-        await eventually(lambda: len(handled) == (KEYS - 1) * 50)
+        await eventually_async(lambda: len(handled) == (KEYS - 1) * 50)
         assert consumer.processor.lanes.held_count() == 50
         gate.set()
-        await eventually(lambda: len(handled) == KEYS * 50)
+        await eventually_async(lambda: len(handled) == KEYS * 50)
 
 
 async def test_a_poison_record_stops_neither_its_partition_nor_its_key(kafka):
@@ -284,7 +278,7 @@ async def test_a_poison_record_stops_neither_its_partition_nor_its_key(kafka):
 
     async with consuming(kafka, topic, handle, letters=letters):
         await publish(kafka, topic, range(2))
-        await eventually(lambda: len(handled) == KEYS * 2 - 1)
+        await eventually_async(lambda: len(handled) == KEYS * 2 - 1)
     assert letters == [(b"key-1", "handler_failed")]
 
 
@@ -306,5 +300,5 @@ async def test_a_consumer_waits_for_a_broker_that_is_not_there_yet(tmp_path):
             await admin.create_topics([NewTopic("late", 1, 1)])
             await admin.close()
             await publish(part.bootstrap, "late", range(1))
-            await eventually(lambda: len(handled) == KEYS)
+            await eventually_async(lambda: len(handled) == KEYS)
         # The broker is gone again: stopping is bounded all the same.

@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from tests.waiting import eventually
 
 from towline.contracts.settings import KafkaSettings
 from towline.dev.process import PidFile, start_time
@@ -19,13 +20,6 @@ from towline.dev.stack import ADDRESS_VARIABLES
 ROOT = Path(__file__).parents[3]
 READY_S = 150.0
 APP = "examples.human_in_the_loop.app:setup_worker"
-
-
-def eventually(condition: Callable[[], object], what: str, *, timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.05)
 
 
 class DevProcess:

@@ -12,9 +12,9 @@ from tests.integration.dev.dev_process import (
     APP,
     DevProcess,
     alive,
-    eventually,
     processes_that_mention,
 )
+from tests.waiting import eventually
 
 from towline.contracts.client import Run, TowlineClient
 from towline.contracts.events import ApprovalRequested, RunCompleted

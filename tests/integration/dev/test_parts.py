@@ -6,26 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import redis
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from tests.waiting import eventually
 
 from towline.contracts.kafka import ensure_topics
 from towline.contracts.settings import KafkaSettings
 from towline.dev import KafkaPart, ValkeyPart
 from towline.dev.errors import AddressInUseError
 from towline.dev.process import start_time
-
-
-def eventually(condition: Callable[[], bool], *, timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
-        time.sleep(0.02)
 
 
 async def test_kafka_has_its_address_and_its_records_after_a_kill(tmp_path: Path) -> None:

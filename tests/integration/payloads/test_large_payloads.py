@@ -11,9 +11,10 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from tests.integration.contracts.raw import eventually, read_all
+from tests.integration.contracts.raw import read_all
 from tests.integration.payloads.apps import text_of
 from tests.integration.wire.raw import Wire
+from tests.waiting import eventually_async
 
 from towline.contracts import (
     DataElsewhereError,
@@ -145,7 +146,7 @@ async def test_while_the_store_is_away_requests_and_runs_wait_and_nothing_is_los
             )
             await waiting.raise_event("go")
             logs = [large[role].data / "log" for role in ("bridge", "worker")]
-            await eventually(
+            await eventually_async(
                 lambda: all("payload_store_away" in log.read_text() for log in logs), timeout_s=WAIT_S
             )
         finally:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,12 +104,3 @@ def parse_block(block: bytes) -> SseEvent | None:
     if "data" not in fields:
         return None
     return SseEvent(fields.get("id", ""), fields.get("event", ""), json.loads(fields["data"]), block)
-
-
-async def eventually(condition: Callable[[], Awaitable[Any]], timeout_s: float = 15) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        if value := await condition():
-            return value
-        assert time.monotonic() < deadline, "condition not met in time"
-        await asyncio.sleep(0.02)

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 import httpx
 import redis.asyncio
 from tests.integration.relay.conftest import Publisher, StartRelay
-from tests.integration.relay.reading import Assembled, SseEvent, assemble, eventually, iterate_sse, read_sse
+from tests.integration.relay.reading import Assembled, SseEvent, assemble, iterate_sse, read_sse
 from tests.integration.relay.valkey import Valkey
+from tests.waiting import eventually_async
 
 from towline.contracts.settings import RedisSettings
 from towline.contracts.stream import stream_key
@@ -84,11 +85,11 @@ async def test_redis_that_lost_its_newest_entries_resets_readers_and_is_mended_f
     async def has(text: str) -> bool:
         return assembled.turns.get("1") == text
 
-    await eventually(lambda: has("kept "))
+    await eventually_async(lambda: has("kept "))
     size = own_valkey.append_size()
     turn.write("lost ")
     await publisher.progressed("r1", 1, "lost too")
-    await eventually(lambda: has("kept lost "))
+    await eventually_async(lambda: has("kept lost "))
     await asyncio.sleep(1.2)
     own_valkey.kill()
     own_valkey.lose_tail(size)
@@ -125,11 +126,11 @@ async def test_a_redis_that_lost_everything_is_filled_again_from_kafka(
     async def complete() -> bool:
         return await listed() == (10, 10)
 
-    await eventually(complete)
+    await eventually_async(complete)
     async with redis.asyncio.Redis(port=own_valkey.port) as client:
         await client.flushall()
         await client.script_flush()
-    await eventually(complete)
+    await eventually_async(complete)
     after = await read_sse(http, f"{relay.url}/runs/r9/stream")
     assert [(event.event, event.data) for event in after] == [(event.event, event.data) for event in before]
     resumed = await read_sse(http, f"{relay.url}/runs/r9/stream", cursor=before[0].id)
@@ -229,7 +230,7 @@ async def test_a_reader_that_takes_nothing_is_dropped_and_can_resume(
             for line in metrics.splitlines()
         )
 
-    await eventually(dropped, 20)
+    await eventually_async(dropped)
     slow.settimeout(5)
     taken = b""
     while chunk := await asyncio.to_thread(slow.recv, 65536):

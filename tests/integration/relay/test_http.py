@@ -13,8 +13,9 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 from redis.asyncio import Redis
 from tests.integration.relay.conftest import Publisher, StartRelay
-from tests.integration.relay.reading import eventually, iterate_sse
+from tests.integration.relay.reading import iterate_sse
 from tests.integration.relay.valkey import Valkey
+from tests.waiting import eventually_async
 
 from towline.contracts.cloudevents import decode
 from towline.contracts.events import Event
@@ -51,7 +52,7 @@ async def known(http: httpx.AsyncClient, url: str, run_id: str, status: str) -> 
         answer = await http.get(f"{url}/runs/{run_id}")
         return answer.json() if answer.status_code == 200 and answer.json()["status"] == status else None
 
-    return await eventually(condition)
+    return await eventually_async(condition)
 
 
 async def test_a_posted_run_is_published_and_known_at_once(
@@ -292,13 +293,13 @@ async def test_kafka_away_is_a_503_and_redis_away_too(
     async def unready() -> bool:
         return (await http.get(f"{url}/readyz")).status_code == 503
 
-    await eventually(unready)
+    await eventually_async(unready)
     own_valkey.start()
 
     async def ready() -> bool:
         return (await http.get(f"{url}/readyz")).status_code == 200
 
-    await eventually(ready)
+    await eventually_async(ready)
 
 
 async def test_the_api_describes_itself(quiet_relay: ProcessPart, http: httpx.AsyncClient) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import httpx
 from tests.integration.relay.conftest import Publisher, StartRelay
-from tests.integration.relay.reading import assemble, eventually, iterate_sse, read_sse
+from tests.integration.relay.reading import assemble, iterate_sse, read_sse
+from tests.waiting import eventually_async
 
 from towline.worker.streams import TokenWriter
 
@@ -182,7 +183,7 @@ async def test_heartbeats_come_while_nothing_happens(
     async def known() -> bool:
         return (await http.get(f"{url}/runs/r1")).status_code == 200
 
-    await eventually(known)
+    await eventually_async(known)
     async with http.stream("GET", f"{url}/runs/r1/stream") as response:
         text = ""
         async for chunk in response.aiter_text():
@@ -207,7 +208,7 @@ async def test_three_hundred_readers_get_all_of_it(
             re.MULTILINE,
         )
 
-    await eventually(all_there)
+    await eventually_async(all_there)
     turn = writer.open("r1", 1, "Poet")
     words = [f"word{number} " for number in range(60)]
     for word in words:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from tests.integration.telemetry.collector import (
     collector_binary,
 )
 from tests.integration.telemetry.go_build import NoProgramError
+from tests.waiting import eventually
 
 PROMPT = "the secret prompt text"
 pytestmark = pytest.mark.timeout(900)  # the first run on a machine builds the collector
@@ -40,15 +40,6 @@ def binary() -> Path:
 def collector(binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[CollectorPart]:
     with CollectorPart(binary, data=tmp_path_factory.mktemp("collector")) as part:
         yield part
-
-
-def eventually(check: Callable[[], bool], *, timeout_s: float = 15.0) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not check():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def test_the_configuration_is_valid(binary: Path) -> None:
@@ -81,7 +72,7 @@ def test_spans_come_out_whole_but_without_prompts_and_secrets(collector: Collect
         span.set_status(Status(StatusCode.ERROR, "model away"))
     provider.shutdown()
 
-    assert eventually(lambda: any(s["name"] == "chat model-x" for s in collector.spans()))
+    eventually(lambda: any(s["name"] == "chat model-x" for s in collector.spans()))
     span_out = next(s for s in collector.spans() if s["name"] == "chat model-x")
     assert span_out["service"] == "towline-worker"
     assert attributes(span_out)["gen_ai.request.model"] == "model-x"
@@ -96,5 +87,5 @@ def test_spans_come_out_whole_but_without_prompts_and_secrets(collector: Collect
             for line in collector.metrics().splitlines()
         )
 
-    assert eventually(counted), collector.metrics()
+    eventually(counted, collector.metrics())
     assert PROMPT not in collector.metrics()

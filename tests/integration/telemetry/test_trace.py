@@ -10,9 +10,9 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from tests.integration.telemetry.edges import GIVEN, REVIEW, Edge, edges_of
 from tests.integration.telemetry.go_build import NoProgramError
 from tests.integration.telemetry.receiver import Received
 from tests.integration.telemetry.review_app import SECRETS
+from tests.waiting import eventually
 
 from towline.contracts.client import TowlineClient
 from towline.dev.stack import Stack, StackPlan
@@ -84,15 +85,6 @@ def call(stack: Stack, endpoint: str, run_id: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def eventually(check: Callable[[], bool], *, timeout_s: float = 20.0) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not check():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
 def in_hand(stack: Stack) -> float:
     """Work items that the worker has, by its own metrics."""
     port = stack["worker"].own_ports()[0]
@@ -131,7 +123,8 @@ def review(
                 topics = {"runs": name("runs"), "events": name("events"), "results": name("results")}
                 review = Review(made, running, said, topics, run_id)
                 wanted = {edge.of(topics) for edge in REVIEW}
-                eventually(lambda: wanted <= edges_of(review.spans(), GIVEN_SPAN))
+                with suppress(AssertionError):  # the first test says what is missing
+                    eventually(lambda: wanted <= edges_of(review.spans(), GIVEN_SPAN), timeout_s=20)
                 yield review
     except NoProgramError as error:
         if os.environ.get("CI"):
@@ -170,7 +163,7 @@ def test_an_approval_is_a_span_of_its_wait_linked_with_the_approvers_trace(revie
     assert approval.attributes["towline.outcome"] == "approved"
     assert approval.attributes["towline.approver"] == "ann"
     # A collector lets each trace go when it has decided about it: this one may come after the run's.
-    assert eventually(lambda: any(span.kind == 5 for span in review.spans(review.said["approver_trace"])))
+    eventually(lambda: any(span.kind == 5 for span in review.spans(review.said["approver_trace"])))
     (decided,) = (span for span in review.spans(review.said["approver_trace"]) if span.kind == 5)
     assert approval.start_ns < decided.end_ns
     assert approval.end_ns > decided.start_ns
@@ -221,7 +214,8 @@ def test_metrics_are_those_of_the_registry(review: Review) -> None:
         names = review.backend.metric_names()
         return {name for name in expected if name not in names and prometheus_name(name) not in names}
 
-    assert eventually(lambda: not missing()), missing()
+    eventually(lambda: not missing(), "every metric")
+    assert not missing()
     ours = {name for name in review.backend.metric_names() if name.startswith("towline")}
     assert ours - known == set()
 
@@ -254,7 +248,7 @@ def test_a_command_over_http_goes_on_in_the_callers_trace(review: Review) -> Non
         Edge("towline-relay POST /runs", "towline-relay send {runs}").of(review.topics),
         Edge("towline-bridge create_orchestration:archive", "towline-worker orchestration:archive"),
     }
-    assert eventually(lambda: wanted <= edges_of(review.spans(trace_id), GIVEN_SPAN))
+    eventually(lambda: wanted <= edges_of(review.spans(trace_id), GIVEN_SPAN))
 
 
 async def test_after_a_crash_of_the_worker_the_trace_goes_on(review: Review) -> None:
@@ -266,8 +260,8 @@ async def test_after_a_crash_of_the_worker_the_trace_goes_on(review: Review) -> 
         async with httpx.AsyncClient() as http:
             await http.post(f"{stack.relay_url}/runs", json=body, headers=headers)
         # The turn before the agent's is told, so the agent is being called.
-        assert eventually(lambda: any(span.name == "activity:fetch" for span in review.spans(trace_id)))
-        assert eventually(lambda: in_hand(stack) > 0)
+        eventually(lambda: any(span.name == "activity:fetch" for span in review.spans(trace_id)))
+        eventually(lambda: in_hand(stack) > 0)
         stack["worker"].kill()
         stack["worker"].start()
         outcome = await client.run(run_id).outcome(timeout=90)
@@ -279,6 +273,6 @@ async def test_after_a_crash_of_the_worker_the_trace_goes_on(review: Review) -> 
         Edge("towline-worker entity:dafx-slow:run", "towline-worker invoke_agent Slow"),
         Edge("towline-worker orchestration:slow_review", f"towline-worker send {review.topics['results']}"),
     }
-    assert eventually(lambda: wanted <= edges_of(review.spans(trace_id), GIVEN_SPAN))
+    eventually(lambda: wanted <= edges_of(review.spans(trace_id), GIVEN_SPAN))
     edges = edges_of(review.spans(trace_id), GIVEN_SPAN)
     assert [edge for edge in edges if edge.parent.startswith("?")] == []

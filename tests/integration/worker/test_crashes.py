@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.integration.wire.raw import Wire
+from tests.waiting import eventually
 
 from towline.dev.stack import Stack
 
@@ -81,12 +82,12 @@ async def test_turns_wait_while_kafka_is_away_and_no_run_fails_for_it(stack: Sta
         await wire.until(lambda: all(wire.of(run_id, "run.started") for run_id in run_ids), "they run")
         await asyncio.to_thread(kafka.kill)
         # The activities end meanwhile, and the turns that follow can't publish.
-        await asyncio.to_thread(_until, lambda: not worker.probe(), "the worker says that it waits")
+        await asyncio.to_thread(eventually, lambda: not worker.probe(), "the worker says that it waits")
         assert worker.is_running
         await asyncio.to_thread(kafka.start)
         await wire.all_outcomes(run_ids, timeout_s=60)
         assert {wire.outcomes(run_id)[0].type for run_id in run_ids} == {"run.completed"}
-        await asyncio.to_thread(_until, worker.probe, "the worker is ready again")
+        await asyncio.to_thread(eventually, worker.probe, "the worker is ready again")
 
 
 async def test_sigterm_ends_the_worker_within_its_bound_though_an_activity_hangs(
@@ -104,13 +105,6 @@ async def test_sigterm_ends_the_worker_within_its_bound_though_an_activity_hangs
         worker = started["worker"]
         began = time.monotonic()
         os.kill(worker.pid, signal.SIGTERM)
-        await asyncio.to_thread(_until, lambda: not worker.is_running, "the worker ends")
+        await asyncio.to_thread(eventually, lambda: not worker.is_running, "the worker ends")
         assert time.monotonic() - began < 6
         assert worker.exit_status() == 0
-
-
-def _until(condition: Callable[[], bool], what: str, *, timeout_s: float = 40.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.05)

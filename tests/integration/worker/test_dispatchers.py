@@ -14,6 +14,7 @@ import pytest
 import redis.asyncio
 from tests.integration.wire.raw import Seen, Wire
 from tests.integration.worker.dispatcher_programs import SLOW_MODEL_S
+from tests.waiting import eventually_async
 
 from towline.contracts.stream import stream_key, turns_key
 from towline.dev.stack import Stack
@@ -151,7 +152,7 @@ async def test_a_cancel_ends_the_model_call_that_is_under_way(stack: StackFactor
 
         await wire.until(lambda: wire.of(run_id, "run.started"), "it began", timeout_s=PATIENCE_S)
         # The model call is under way once its turn is open.
-        await _until(lambda: _exists(readers, run_id), "the agent's turn is open")
+        await eventually_async(lambda: _exists(readers, run_id), "the agent's turn is open")
         await wire.control(run_id, "cancel", "no longer needed")
         outcome = await wire.outcome(run_id, timeout_s=PATIENCE_S)
         assert (outcome.type, outcome.data["reason"]) == ("run.cancelled", "no longer needed")
@@ -159,15 +160,8 @@ async def test_a_cancel_ends_the_model_call_that_is_under_way(stack: StackFactor
         async def told() -> bool:
             return any(entry["type"] == "reset" and "cancelled" in str(entry) for entry in await entries())
 
-        await _until(told, "the stream says that the turn was cancelled")
+        await eventually_async(told, "the stream says that the turn was cancelled")
 
 
 async def _exists(client: Any, run_id: str) -> bool:
     return bool(await client.exists(turns_key(run_id)))
-
-
-async def _until(probe: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not await probe():
-        assert time.monotonic() < deadline, f"not within {PATIENCE_S:.0f} s: {what}"
-        await asyncio.sleep(0.05)

@@ -10,6 +10,7 @@ import pytest
 import redis
 from tests.integration.relay.reading import assemble, decoded
 from tests.integration.relay.valkey import Valkey
+from tests.waiting import eventually
 
 from towline.contracts.settings import RedisSettings
 from towline.contracts.stream import stream_key, turns_key, wake_channel
@@ -37,19 +38,6 @@ def new_writer(valkey: Valkey) -> Iterator[Callable[..., TokenWriter]]:
 def entries(valkey: Valkey, run_id: str = RUN) -> list[tuple[str, dict[str, Any]]]:
     with redis.Redis(port=valkey.port, decode_responses=True) as client:
         return decoded(client.xrange(stream_key(run_id)))
-
-
-def eventually(condition: Callable[[], Any], timeout_s: float = 10) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            value = condition()
-        except redis.ConnectionError:
-            value = None
-        if value:
-            return value
-        assert time.monotonic() < deadline, "condition not met in time"
-        time.sleep(0.01)
 
 
 def test_a_turn_is_written_as_tokens_and_a_message(
@@ -248,7 +236,9 @@ def test_a_stream_that_lost_its_tail_is_restored(
     valkey.kill()
     valkey.lose_tail(size)
     valkey.start()
-    eventually(lambda: assemble(entries(valkey)).final == {"1": "kept lost"})
+    eventually(
+        lambda: assemble(entries(valkey)).final == {"1": "kept lost"}, ignoring=(redis.ConnectionError,)
+    )
     open_.write("and on")
     open_.finish("kept lost and on")
     assert writer.drain(5)

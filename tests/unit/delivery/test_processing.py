@@ -6,19 +6,12 @@ import asyncio
 
 import pytest
 from tests.unit.delivery.records import PARTITION, record
+from tests.waiting import eventually_async
 
 from towline.delivery import DONE, Backoff, DeadLetter, Deferred, Limits, Policy, Retry
 from towline.delivery.processing import Processor
 
 FAST = Policy(backoff=Backoff(first_s=0.001, longest_s=0.002), failures_max_count=3)
-
-
-async def eventually(check, *, within_s=5.0):
-    """Wait until `check` says yes."""
-    deadline = asyncio.get_running_loop().time() + within_s
-    while not check():
-        assert asyncio.get_running_loop().time() < deadline, "not in time"
-        await asyncio.sleep(0.001)
 
 
 class Bench:
@@ -43,7 +36,7 @@ class Bench:
         self.processor.pump()
 
     async def until_committable(self, offset: int):
-        await eventually(lambda: self.processor.lanes.next_offsets().get(PARTITION) == offset)
+        await eventually_async(lambda: self.processor.lanes.next_offsets().get(PARTITION) == offset)
 
     @property
     def next_offset(self):
@@ -61,7 +54,7 @@ async def test_a_lane_keeps_order_and_other_lanes_do_not_wait():
 
     bench = Bench(handle)
     bench.feed(b"slow", b"a", b"slow", b"b", b"a")
-    await eventually(lambda: len(handled) >= 3)
+    await eventually_async(lambda: len(handled) >= 3)
     assert handled == [1, 3, 4]
     assert bench.next_offset == 0
     gate.set()
@@ -158,7 +151,7 @@ async def test_a_deferred_record_lets_its_lane_go_on_but_holds_the_offset():
 
     bench = Bench(handle)
     bench.feed(b"k", b"k", b"k")
-    await eventually(lambda: len(handled) >= 3)
+    await eventually_async(lambda: len(handled) >= 3)
     assert bench.next_offset == 0
     ending.set()
     await bench.until_committable(3)
@@ -204,7 +197,7 @@ async def test_draining_lets_running_handlers_finish_and_starts_no_more():
 
     bench = Bench(handle)
     bench.feed(b"k", b"k")
-    await eventually(lambda: started)
+    await eventually_async(lambda: started)
     draining = asyncio.create_task(bench.processor.drain([PARTITION], within_s=2.0))
     await asyncio.sleep(0)
     gate.set()
@@ -223,7 +216,7 @@ async def test_draining_closes_the_gaps_so_that_nothing_finished_comes_again():
 
     bench = Bench(handle, limits=Limits(max_running_count=2))
     bench.feed(b"a", b"a", b"a", b"b", b"c", b"b")
-    await eventually(lambda: bench.processor.lanes.running_count() == 2)
+    await eventually_async(lambda: bench.processor.lanes.running_count() == 2)
     draining = asyncio.create_task(bench.processor.drain([PARTITION], within_s=2.0))
     await asyncio.sleep(0)
     gate.set()
@@ -302,7 +295,7 @@ async def test_endings_are_broken_off_at_once_when_their_partition_is_taken_away
 
     bench = Bench(handle)
     bench.feed(b"k")
-    await eventually(lambda: bench.processor.counts.deferred)
+    await eventually_async(lambda: bench.processor.counts.deferred)
     await asyncio.sleep(0)
     await bench.processor.drain([PARTITION], within_s=5.0)
     assert ended == [True]
