@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Final
 
+from towline.cli.connection import reader
 from towline.cli.output import printable
-from towline.cli.topics import CONNECT_TIMEOUT_S
-from towline.contracts.consumers import assign, consumer, end_offsets, partitions_of, poll, resolved
+from towline.contracts.consumers import assign, end_offsets, partitions_of, poll, resolved
 from towline.contracts.errors import DecodeError
 from towline.contracts.events import (
     ApprovalRefused,
@@ -23,7 +23,6 @@ from towline.contracts.events import (
     RunRejected,
 )
 from towline.contracts.ids import outcome_id
-from towline.contracts.payloads import open_payload_store
 from towline.contracts.settings import KafkaSettings
 
 _POLL_S: Final = 0.1
@@ -47,20 +46,14 @@ async def listening(settings: KafkaSettings, run_id: str, *, ends_run: bool = Fa
         KafkaUnavailableError: No broker answers.
     """
     topics = (settings.topics.events, settings.topics.results)
-    async with AsyncExitStack() as opened:
-        payloads = open_payload_store()
-        if payloads is not None:
-            await opened.enter_async_context(payloads)
-        reader = await opened.enter_async_context(
-            consumer(settings, client_id="towline-cli", timeout_s=CONNECT_TIMEOUT_S)
-        )
-        assign(reader, await end_offsets(reader, await partitions_of(reader, topics)))
+    async with reader(settings) as (events, payloads):
+        assign(events, await end_offsets(events, await partitions_of(events, topics)))
 
         async def wait(event_id: str, timeout_s: float) -> Event | None:
             try:
                 async with asyncio.timeout(timeout_s):
                     while True:
-                        for record in await poll(reader, timeout_s=_POLL_S):
+                        for record in await poll(events, timeout_s=_POLL_S):
                             if record.key != run_id.encode():
                                 continue
                             try:

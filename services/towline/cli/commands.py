@@ -10,15 +10,17 @@ import typer
 
 from towline.cli import inputs
 from towline.cli.answers import listening, verdict
+from towline.cli.connection import CONNECT_TIMEOUT_S
 from towline.cli.following import follow as follow_run
-from towline.cli.output import Printer, event_json, hint
+from towline.cli.output import Printer, event_json, hint, printable, warn
 from towline.cli.run import execute
-from towline.cli.topics import CONNECT_TIMEOUT_S
 from towline.contracts.client import Run, TowlineClient
 from towline.contracts.settings import KafkaSettings
 
 SOURCE: Final = "towline/cli"
 ANSWER_WAIT_S: Final = 10.0
+NO_ANSWER: Final = 3
+"""Exit status: published, and neither done nor refused in time."""
 
 RunIdArgument: TypeAlias = Annotated[str, typer.Argument(metavar="RUN_ID", help="The run.")]
 ApprovalArgument: TypeAlias = Annotated[
@@ -198,7 +200,7 @@ async def _send(
     wait_s: float,
     as_json: bool,
 ) -> int:
-    """Publish and show the answer. 1 if the command was refused; 0 also if no answer came in time."""
+    """Publish and show the answer. 1 if the command was refused, `NO_ANSWER` if no answer came in time."""
     inputs.run_id(run_id)
     parsed, settings = parse(), KafkaSettings()
     async with AsyncExitStack() as opened:
@@ -212,10 +214,22 @@ async def _send(
     words = " ".join(str(value) for value in said.values() if not isinstance(value, bool))
     fields = {"run_id": run_id, **said, "event_id": event_id}
     if answer is None:
-        late = f"; no answer within {wait_s:g} s" if wait_s else ""
-        text = f"{run_id}  {words}  published{late}: see `towline events`"
+        text = f"{run_id}  {words}  published: see `towline events`"
         Printer(as_json=as_json).value({**fields, "answer": None}, text)
-        return 0
+        if not wait_s:
+            return 0
+        warn(f"towline: no answer within {wait_s:g} s: {_why_none(run_id, said)}, or give a longer --wait")
+        return NO_ANSWER
     text, worked = verdict(answer)
     Printer(as_json=as_json).value({**fields, "answer": event_json(answer)}, f"{run_id}  {words}  {text}")
     return 0 if worked else 1
+
+
+def _why_none(run_id: str, said: dict[str, Any]) -> str:
+    """What may be the matter, and what to do about it."""
+    if (ask := said.get("approval_id") or said.get("name")) is None:
+        return "check that a bridge and a worker run"
+    return (
+        f"as long as run {run_id} does not ask for {printable(ask)}, this waits with it; "
+        f"check what it asks for (towline tail {run_id}) and that a bridge and a worker run"
+    )

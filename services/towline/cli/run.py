@@ -22,7 +22,7 @@ def execute(work: Coroutine[Any, Any, int | None]) -> None:
 
     Raises:
         typer.Exit: Always, unless the status is 0. 1: it did not work; 2: the command line is wrong;
-            130: Ctrl-C.
+            3: a command was not answered in time; 130: Ctrl-C.
     """
     _quiet()
     try:

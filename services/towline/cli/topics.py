@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Any, Final, cast
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from towline.cli.connection import reader
 from towline.contracts.consumers import (
     ConsumedRecord,
     RecentIds,
     assign,
-    consumer,
     end_offsets,
     partitions_of,
     poll,
@@ -24,10 +23,9 @@ from towline.contracts.consumers import (
 )
 from towline.contracts.errors import DecodeError, KafkaUnavailableError
 from towline.contracts.events import Event
-from towline.contracts.payloads import PayloadStore, open_payload_store
+from towline.contracts.payloads import PayloadStore
 from towline.contracts.settings import KafkaSettings
 
-CONNECT_TIMEOUT_S: Final = 10.0
 _POLL_S: Final = 0.2
 _HISTORY_TIMEOUT_S: Final = 60.0
 _IDS_KEPT: Final = 100_000
@@ -55,30 +53,24 @@ async def read(
     """
     key = None if run_id is None else run_id.encode()
     ids = RecentIds(_IDS_KEPT)
-    async with AsyncExitStack() as opened:
-        payloads = open_payload_store()
-        if payloads is not None:
-            await opened.enter_async_context(payloads)
-        reader = await opened.enter_async_context(
-            consumer(settings, client_id="towline-cli", timeout_s=CONNECT_TIMEOUT_S)
-        )
-        partitions = await partitions_of(reader, topics)
-        ends = await end_offsets(reader, partitions)
-        earliest = await resolve(reader, partitions, None)
+    async with reader(settings) as (source, payloads):
+        partitions = await partitions_of(source, topics)
+        ends = await end_offsets(source, partitions)
+        earliest = await resolve(source, partitions, None)
         # Keys are not counted by Kafka: the last of one run may be anywhere.
         depth = None if key is not None else last
         starts = (
             earliest if depth is None else {at: max(end - depth, earliest[at]) for at, end in ends.items()}
         )
-        assign(reader, starts)
-        history = await _history(reader, starts, ends)
+        assign(source, starts)
+        history = await _history(source, starts, ends)
         found = [await _wanted(record, key, ids, payloads) for record in history]
         events = [event for event in found if event is not None]
         events.sort(key=itemgetter(1))
         for event in events if last is None else events[len(events) - min(last, len(events)) :]:
             yield event
         while follow:
-            for record in await poll(reader, timeout_s=_POLL_S):
+            for record in await poll(source, timeout_s=_POLL_S):
                 if (event := await _wanted(record, key, ids, payloads)) is not None:
                     yield event
 
@@ -99,7 +91,7 @@ async def _wanted(
 
 
 async def _history(
-    reader: AIOKafkaConsumer, starts: dict[TopicPartition, int], ends: dict[TopicPartition, int]
+    source: AIOKafkaConsumer, starts: dict[TopicPartition, int], ends: dict[TopicPartition, int]
 ) -> list[ConsumedRecord]:
     """Everything before `ends`, and what comes with it."""
     found: list[ConsumedRecord] = []
@@ -107,10 +99,10 @@ async def _history(
     try:
         async with asyncio.timeout(_HISTORY_TIMEOUT_S):
             while open_ones:
-                found += await poll(reader, timeout_s=_POLL_S)
+                found += await poll(source, timeout_s=_POLL_S)
                 # Not the last record's offset: a compacted or transactional topic has gaps.
                 for at in tuple(open_ones):
-                    if await cast("Any", reader).position(at) >= ends[at]:
+                    if await cast("Any", source).position(at) >= ends[at]:
                         open_ones.discard(at)
     except TimeoutError as error:
         raise KafkaUnavailableError(

@@ -59,6 +59,15 @@ def test_a_run_is_followed_decided_and_found_again(towline: Towline) -> None:
     published = towline("publish", "write_article", "-i", ARTICLE, "--run-id", run_id, "--tag", "kind=test")
     assert published.stdout == f"{run_id}\n"
 
+    early = towline("approve", run_id, "HumanAproval", "--wait", "0.5")
+    assert (early.exit_code, early.stdout) == (
+        3,
+        f"{run_id}  HumanAproval  published: see `towline events`\n",
+    )
+    assert early.stderr.startswith("towline: no answer within 0.5 s: as long as run")
+    assert f"towline tail {run_id}" in early.stderr
+    assert towline("approve", run_id, "HumanAproval", "--wait", "0").exit_code == 0
+
     rejected = towline("reject", run_id, "HumanApproval", "--feedback", "say less", "--wait", "60")
     assert rejected.stdout == f"{run_id}  HumanApproval  rejected\n"
     again = towline("approve", run_id, "HumanApproval", "--wait", "60")
@@ -77,6 +86,8 @@ def test_a_run_is_followed_decided_and_found_again(towline: Towline) -> None:
     mine = [event["type"] for event in from_kafka if event["subject"] == run_id]
     assert mine[0] == "towline.run.started.v1"
     assert mine.count("towline.approval.requested.v1") == 2
+    told = {event["data"].get("reason") for event in from_kafka if "/HumanAproval/refused/" in event["id"]}
+    assert told == {"unknown_approval"}
     outcomes = {event["id"]: event["type"] for event in lines(towline("results", "--json"))}
     assert outcomes[f"{run_id}/outcome"] == "towline.run.completed.v1"
     late = towline("cancel", run_id, "--wait", "60")

@@ -207,7 +207,7 @@ async def test_stopping_while_the_broker_is_away_is_bounded(own_kafka: KafkaPart
     with own_kafka:
         settings = KafkaSettings(bootstrap=own_kafka.bootstrap)
         await ensure_topics(settings, partitions=1)
-        producer = EventProducer(settings, delivery_timeout_s=0.5)
+        producer = EventProducer(settings, delivery_timeout_s=3)
         await producer.start()
         await producer.send(completed("before"))
         own_kafka.kill()

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.integration.relay.reading import read_sse
+from tests.integration.relay.reading import SseEvent, read_sse
 from tests.integration.security.secured import (
     Secrets,
     SecureKafka,
@@ -22,6 +22,7 @@ from tests.integration.security.secured import (
     client_settings,
     tls_in_front_of,
 )
+from tests.waiting import eventually_async
 
 from towline.contracts import ApprovalRequested, KafkaSettings, TowlineClient
 from towline.contracts.errors import KafkaUnavailableError
@@ -88,14 +89,16 @@ async def test_a_run_with_an_approval_goes_through_kafka_scheduler_and_redis(
         events = await asyncio.wait_for(read_sse(http, f"{secure.relay_url}/runs/{run.run_id}/stream"), 60)
         assert events[-1].event == "end"
         assert (await http.get(f"{secure.relay_url}/runs/{run.run_id}")).json()["status"] == "completed"
-        streamed = await http.post(
-            f"{secure.relay_url}/runs", json={"run_type": "agent.Echo", "input": {"message": "hello"}}
-        )
-        url = f"{secure.relay_url}{streamed.json()['links']['stream']}"
-        tokens = [
-            event for event in await asyncio.wait_for(read_sse(http, url), 60) if event.event == "token"
-        ]
-        assert tokens, "the worker's tokens reach Redis and the relay"
+
+        async def tokens() -> list[SseEvent]:
+            body = {"run_type": "agent.Echo", "input": {"message": "hello"}}
+            streamed = await http.post(f"{secure.relay_url}/runs", json=body)
+            url = f"{secure.relay_url}{streamed.json()['links']['stream']}"
+            events = await asyncio.wait_for(read_sse(http, url), 60)
+            return [event for event in events if event.event == "token"]
+
+        # A run does not wait for its tokens: the first one may end before the worker has reached Redis.
+        await eventually_async(tokens, "the worker's tokens reach Redis and the relay")
     async with httpx.AsyncClient(timeout=30) as stranger:
         assert (await stranger.get(f"{secure.relay_url}/runs")).status_code == 401
 
