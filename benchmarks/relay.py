@@ -1,7 +1,8 @@
 """What a delivered event costs: the relay beside the naive design, in the same run.
 
 The naive design is what one would write first: sse-starlette, and for every client an XREAD of its own. Both
-serve the same streams to the same clients over HTTP on uvicorn; the clients are a process of their own.
+serve the same streams to the same clients over HTTP on uvicorn; the clients are a process of their own. The
+floor is a server that does nothing but take each event from Redis and write it to its client.
 
     .venv/bin/python benchmarks/relay.py [--clients 1000] [--rate 50] [--seconds 10] [--json]
 """
@@ -86,6 +87,65 @@ def serve_naive(redis_url: str, port: int) -> None:
     uvicorn.run(naive_app(redis_url), host="127.0.0.1", port=port, log_level="warning", access_log=False)
 
 
+# The floor: what no server on this loop can do without ------------------------------------------------
+
+
+def serve_floor(redis_url: str, port: int) -> None:
+    """One subscription, and for each message a write to its client. Neither HTTP, catch-up nor limits."""
+    from urllib.parse import urlsplit
+
+    import hiredis
+    import uvloop
+
+    clients: dict[str, set[asyncio.Transport]] = {}
+
+    class Door(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport: Any = transport
+
+        def data_received(self, data: bytes) -> None:
+            path = data.split(b" ", 2)[1].decode()
+            if path == "/healthz":
+                self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                self.transport.close()
+                return
+            self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+            clients.setdefault(wake_channel(path.split("/")[2]), set()).add(self.transport)
+
+    class News(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport: Any = transport
+            self.parser = hiredis.Reader(encoding="utf-8", notEnoughData=...)
+            self.transport.write(b"PSUBSCRIBE *\r\n")
+
+        def data_received(self, data: bytes) -> None:
+            self.parser.feed(data)
+            while (reply := self.parser.gets()) is not ...:
+                if reply[0] == "pmessage":
+                    self.say(clients.get(reply[2], ()), reply[3])
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_later(0.01, self.transport.resume_reading)
+
+        def say(self, to: Any, message: str) -> None:
+            _, *fields = message.split("\n")
+            body = "".join(
+                f"id: {fields[at]}\nevent: {fields[at + 1]}\ndata: {fields[at + 2]}\n\n"
+                for at in range(0, len(fields), 3)
+            )
+            chunk = (body or "event: end\ndata: {}\n\n").encode()
+            for client in to:
+                client.write(chunk)
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        await loop.create_server(Door, "127.0.0.1", port)
+        redis_port = urlsplit(redis_url).port
+        await loop.create_connection(News, "127.0.0.1", redis_port)
+        await asyncio.Event().wait()
+
+    uvloop.run(serve())
+
+
 # The clients ------------------------------------------------------------------------------------------
 
 
@@ -140,8 +200,8 @@ def rss_kib(pid: int) -> int:
 
 
 def start_server(design: str, valkey: ValkeyPart, port: int, log: Any) -> subprocess.Popen[bytes]:
-    if design == "naive":
-        command = [sys.executable, __file__, "--serve-naive", valkey.url, str(port)]
+    if design in ("naive", "floor"):
+        command = [sys.executable, __file__, f"--serve-{design}", valkey.url, str(port)]
     else:
         command = [sys.executable, "-m", "towline.relay", "--listen", f"127.0.0.1:{port}"]
     environment = {
@@ -242,10 +302,14 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="200 clients for 4 s")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve-naive", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--serve-floor", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--run-clients", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve_naive:
         serve_naive(options.serve_naive[0], int(options.serve_naive[1]))
+        return
+    if options.serve_floor:
+        serve_floor(options.serve_floor[0], int(options.serve_floor[1]))
         return
     if options.run_clients:
         asyncio.run(run_clients(*map(int, options.run_clients)))
@@ -260,7 +324,7 @@ def main() -> None:
         ValkeyPart(data=Path(folder) / "valkey") as valkey,
     ):
         for runs, readers, rate in loads:
-            for design in ("naive", "relay"):
+            for design in ("naive", "relay", "floor"):
                 result = measure(
                     design, valkey, runs=runs, clients=readers, rate=rate, seconds=seconds, log=log
                 )

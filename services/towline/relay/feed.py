@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from towline.contracts.stream import DATA_FIELD, TERMINAL_ENTRY_TYPES, TYPE_FIELD
 from towline.relay import sse
@@ -43,8 +43,7 @@ class Source:
         return f"{self.key}\n{self.variant}"
 
 
-@dataclass(frozen=True, slots=True)
-class News:
+class News(NamedTuple):
     """What a stream's channel says: the entries that were appended, and which was the last before them.
 
     A reader whose last entry is `before` has all that there is with them; any other reads the stream.
@@ -57,6 +56,9 @@ class News:
 def parse_news(message: str) -> News | None:
     """`message` as `towline.contracts.stream.wake_channel` describes it; None if it holds no entries."""
     before, *fields = message.split("\n")
+    if len(fields) == 3:
+        entry_id, kind, data = fields
+        return News(before, [(entry_id, {TYPE_FIELD: kind, DATA_FIELD: data})])
     if not fields or len(fields) % 3:
         return None
     return News(
@@ -103,7 +105,7 @@ class Feed:
     def __init__(self, source: Source, floor: str) -> None:
         self.source = source
         self.floor = self.last = floor
-        self.ids: list[tuple[int, int]] = []
+        self.ids: list[str] = []
         self.bodies: list[bytes] = []
         self.clients: set[Client] = set()
         self.generation: int = 0
@@ -120,7 +122,7 @@ class Feed:
         for entry_id, fields in entries:
             body = self.source.encode(entry_id, fields)
             new.append(body)
-            self.ids.append(sse.id_key(entry_id))
+            self.ids.append(entry_id)
             self.bodies.append(body)
             self._bytes += len(body)
             self.last = entry_id
@@ -132,7 +134,7 @@ class Feed:
             self._bytes -= len(self.bodies[drop])
             drop += 1
         if drop:
-            self.floor = "{}-{}".format(*self.ids[drop - 1])
+            self.floor = self.ids[drop - 1]
             del self.ids[:drop], self.bodies[:drop]
         return b"".join(new)
 
@@ -157,7 +159,7 @@ class Feed:
         key = sse.id_key(cursor)
         if key < sse.id_key(self.floor):
             return None
-        begin = bisect_right(self.ids, key)
+        begin = bisect_right(self.ids, key, key=sse.id_key)
         if begin == len(self.ids):
             return b"", cursor
         self._found = (cursor, b"".join(self.bodies[begin:]), self.last)

@@ -22,6 +22,7 @@ from towline.contracts.stream import TERMINAL_ENTRY_TYPES, TYPE_FIELD
 from towline.relay import sse
 from towline.relay.errors import RedisAwayError, is_redis_away
 from towline.relay.feed import PAGE_COUNT, Feed, RawEntry, Source, parse_news
+from towline.relay.pubsub import arrived
 from towline.relay.reader import Client
 
 _log = logging.getLogger(__name__)
@@ -204,21 +205,22 @@ class Hub:
             attempt = min(attempt + 1, 10)
 
     async def _hear(self, pubsub: Any) -> None:
-        heard = 0
+        loop = asyncio.get_running_loop()
         while True:
-            message = await pubsub.get_message(timeout=None)
-            if message is not None:
-                self._take_news(message["channel"], message["data"])
-                heard += 1
-                if heard % _HEAR_COUNT == 0:
-                    await asyncio.sleep(0)
+            messages = await arrived(pubsub)
+            for begin in range(0, len(messages), _HEAR_COUNT):
+                now = loop.time()
+                for channel, message in messages[begin : begin + _HEAR_COUNT]:
+                    self._take_news(channel, message, now)
+                await asyncio.sleep(0)
+            # What comes in between is one wave: a run's tokens come every 15 ms anyway.
+            await asyncio.sleep(_WAVE_S)
 
-    def _take_news(self, channel: str, message: str) -> None:
+    def _take_news(self, channel: str, message: str, now: float) -> None:
         feeds = self._by_channel.get(channel)
         if not feeds:
             return
         news = parse_news(message)
-        now = asyncio.get_running_loop().time()
         for feed in feeds:
             feed.heard = True
             if news is None or feed.last != news.before:
