@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import shutil
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 from uuid import uuid4
 
+from aiokafka.errors import KafkaError
+
 from towline.dev import kafka_config, kafka_distribution, ports
+from towline.dev.errors import PartFailedError
 from towline.dev.kafka_distribution import KafkaDistribution
 from towline.dev.part import PROBE_TIMEOUT_S, Part
 from towline.dev.process import LineSink
+
+logger = logging.getLogger(__name__)
+
+_FIRST_STEPS_TIMEOUT_S: Final = 60.0
 
 
 class KafkaPart(Part):
@@ -64,7 +74,7 @@ class KafkaPart(Part):
         """Fetch Kafka if the cache has none; format the data folder if it is new."""
         super().prepare()
         if self._distribution is None:
-            self._distribution = kafka_distribution.resolve()
+            self._distribution = kafka_distribution.resolve(_archive_classes)
         log_dir = self.data / "log"
         marker = log_dir / "meta.properties"
         if marker.exists():
@@ -114,3 +124,43 @@ class KafkaPart(Part):
         del name  # `data/log` is Kafka's own folder
         with (self.data / "output.log").open("a", encoding="utf-8") as log:
             log.write(line + "\n")
+
+
+def _archive_classes(distribution: KafkaDistribution, work: Path) -> None:
+    """Run a broker once so that Java writes down the classes it loaded. A failure costs speed only."""
+    written = work / "classes.jsa"
+    broker = KafkaPart(
+        data=work / "kafka", distribution=distribution, jvm=(f"-XX:ArchiveClassesAtExit={written}",)
+    )
+    try:
+        with broker:
+            asyncio.run(_first_steps(broker.bootstrap))
+            broker.stop(timeout_s=60.0)
+        written.rename(distribution.archive)
+    except (OSError, TimeoutError, KafkaError, PartFailedError) as error:
+        logger.warning("kafka.archive_failed", extra={"error": str(error)})
+    finally:
+        for port in broker.own_ports():
+            ports.release(port)
+
+
+async def _first_steps(bootstrap: str) -> None:
+    """What every client does first, so that those classes are archived too."""
+    from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+    from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+    topic = "archive"
+    async with asyncio.timeout(_FIRST_STEPS_TIMEOUT_S):
+        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+        await admin.start()
+        try:
+            await admin.create_topics([NewTopic(topic, num_partitions=1, replication_factor=1)])
+        finally:
+            await admin.close()
+        async with AIOKafkaProducer(bootstrap_servers=bootstrap, enable_idempotence=True) as producer:
+            await producer.send_and_wait(topic, b"value", key=b"key")  # pyright: ignore[reportUnknownMemberType]
+        async with AIOKafkaConsumer(
+            topic, bootstrap_servers=bootstrap, group_id=topic, auto_offset_reset="earliest"
+        ) as consumer:
+            await consumer.getone()  # pyright: ignore[reportUnknownMemberType]
+            await consumer.commit()  # pyright: ignore[reportUnknownMemberType]

@@ -10,23 +10,20 @@ kafka-4.4.0.lock              held while any of these is made
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from aiokafka.errors import KafkaError
-
-from towline.dev import ports
 from towline.dev.cache import cache_folder, locked
-from towline.dev.errors import DistributionError, MissingToolError, PartFailedError
+from towline.dev.errors import DistributionError, MissingToolError
 from towline.dev.kafka_config import JVM_OPTIONS, kafka_uuid, server_properties
 from towline.dev.process import Child
 
@@ -73,11 +70,15 @@ class KafkaDistribution:
         return self.command("kafka.Kafka", str(properties), jvm=jvm)
 
 
-def resolve() -> KafkaDistribution:
+def resolve(make_archive: Callable[[KafkaDistribution, Path], None] | None = None) -> KafkaDistribution:
     """The distribution in the cache; fetched and prepared first if need be.
 
     Safe against any number of processes that do so at once. The first time takes some seconds for
     the download (Maven's own cache helps) and three for the archive.
+
+    Args:
+        make_archive: Writes the class data archive, given an empty folder to work in, if there is none.
+            A failure of its costs speed only.
 
     Raises:
         MissingToolError: No Java, or no Maven to fetch the jars with.
@@ -88,7 +89,7 @@ def resolve() -> KafkaDistribution:
     found = KafkaDistribution(
         java, folder / "libs", folder / "formatted", folder / f"{_java_fingerprint(java)}.jsa"
     )
-    if _is_complete(found):
+    if found.libs.is_dir() and found.formatted.is_dir() and (make_archive is None or found.archive.exists()):
         return found
     with locked(folder.with_name(f"{folder.name}.lock")):
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,8 +99,10 @@ def resolve() -> KafkaDistribution:
             _fetch_jars(found.libs)
         if not found.formatted.is_dir():
             _format(found)
-        if not found.archive.exists():
-            _make_archive(found)
+        if make_archive is not None and not found.archive.exists():
+            logger.info("kafka.archiving_classes", extra={"archive": str(found.archive)})
+            with tempfile.TemporaryDirectory(prefix=_WORK, dir=folder) as work:
+                make_archive(found, Path(work))
     return found
 
 
@@ -121,10 +124,6 @@ def find_java() -> Path:
     if version is not None and int(version[1]) < JAVA_MAJOR_MIN:
         raise DistributionError(f"Java {version[1]} ({java}) is too old for Kafka: {_JAVA_FIX}")
     return java
-
-
-def _is_complete(distribution: KafkaDistribution) -> bool:
-    return distribution.libs.is_dir() and distribution.formatted.is_dir() and distribution.archive.exists()
 
 
 def _java_fingerprint(java: Path) -> str:
@@ -160,28 +159,6 @@ def _format(distribution: KafkaDistribution) -> None:
         log_dir.rename(distribution.formatted)
 
 
-def _make_archive(distribution: KafkaDistribution) -> None:
-    """Run a broker once so that Java writes down the classes it loaded. A failure costs speed only."""
-    from towline.dev.kafka import KafkaPart
-
-    logger.info("kafka.archiving_classes", extra={"archive": str(distribution.archive)})
-    with tempfile.TemporaryDirectory(prefix=_WORK, dir=distribution.libs.parent) as work:
-        written = Path(work) / "classes.jsa"
-        broker = KafkaPart(
-            data=Path(work) / "kafka", distribution=distribution, jvm=(f"-XX:ArchiveClassesAtExit={written}",)
-        )
-        try:
-            with broker:
-                asyncio.run(_first_steps(broker.bootstrap))
-                broker.stop(timeout_s=60.0)
-            written.rename(distribution.archive)
-        except (OSError, TimeoutError, KafkaError, PartFailedError) as error:
-            logger.warning("kafka.archive_failed", extra={"error": str(error)})
-        finally:
-            for port in broker.own_ports():
-                ports.release(port)
-
-
 def _run(command: list[str], failure: str, timeout_s: float) -> None:
     child = Child("kafka", command)
     status = child.wait(timeout_s)
@@ -193,25 +170,3 @@ def _run(command: list[str], failure: str, timeout_s: float) -> None:
     if status != 0:
         lines = [line for line in child.last_lines if line.strip()]
         raise DistributionError(f"{failure}: {' | '.join(lines[:3]) or f'status {status}'}")
-
-
-async def _first_steps(bootstrap: str) -> None:
-    """What every client does first, so that those classes are archived too."""
-    from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-    from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-
-    topic = "archive"
-    async with asyncio.timeout(_FORMAT_TIMEOUT_S):
-        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-        await admin.start()
-        try:
-            await admin.create_topics([NewTopic(topic, num_partitions=1, replication_factor=1)])
-        finally:
-            await admin.close()
-        async with AIOKafkaProducer(bootstrap_servers=bootstrap, enable_idempotence=True) as producer:
-            await producer.send_and_wait(topic, b"value", key=b"key")  # pyright: ignore[reportUnknownMemberType]
-        async with AIOKafkaConsumer(
-            topic, bootstrap_servers=bootstrap, group_id=topic, auto_offset_reset="earliest"
-        ) as consumer:
-            await consumer.getone()  # pyright: ignore[reportUnknownMemberType]
-            await consumer.commit()  # pyright: ignore[reportUnknownMemberType]
