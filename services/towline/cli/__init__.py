@@ -15,11 +15,12 @@ def main() -> None:
         if run_named_role(sys.argv[1:]):
             return
         from towline.cli.app import run
+
+        run()
     except ModuleNotFoundError as error:
         if error.name not in {"typer", "rich", "httpx"}:
             raise
         raise SystemExit(f"the towline command needs {error.name}: pip install 'towline[cli]'") from None
-    run()
 
 
 __all__ = ["main"]

@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator
 from datetime import datetime
 from typing import Any, Final
 
-from towline.cli import relay
 from towline.cli.errors import CliError
 from towline.cli.output import Printer, hint, json_line
 from towline.cli.stream_view import StreamView
@@ -26,6 +25,8 @@ async def follow(run_id: str, settings: KafkaSettings, printer: Printer) -> int:
     Raises:
         CliError: The run is not known, or its stream cannot be read.
     """
+    from towline.cli import relay  # httpx is a quarter of the start of commands that need none
+
     url = await relay.find()
     if url is not None:
         return await _from_relay(url, run_id, printer)
@@ -34,6 +35,8 @@ async def follow(run_id: str, settings: KafkaSettings, printer: Printer) -> int:
 
 
 async def _from_relay(url: str, run_id: str, printer: Printer) -> int:
+    from towline.cli import relay
+
     view = StreamView(run_id)
     status = 1
     try:

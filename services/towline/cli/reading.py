@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias, cast
 
 import typer
 
-from towline.cli import inputs, relay
+from towline.cli import inputs
 from towline.cli.commands import Json, RunIdArgument
 from towline.cli.errors import CliError
 from towline.cli.following import follow as follow_run
@@ -59,6 +59,8 @@ def runs(
 
 
 async def _runs(status: str | None, limit: int, *, as_json: bool) -> None:
+    from towline.cli import relay  # as in `towline.cli.following`
+
     url = await relay.find()
     if url is None:
         raise CliError(

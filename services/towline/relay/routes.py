@@ -18,7 +18,6 @@ from towline.contracts.errors import PayloadMissingError
 from towline.contracts.events import ApprovalDecided, ControlAction, Event, EventRaised
 from towline.contracts.payloads import DATAREF, PayloadReference, PayloadStore
 from towline.relay import commands, sse
-from towline.relay.agui import AguiTranslator
 from towline.relay.errors import RedisAwayError
 from towline.relay.feed import Piece, Source
 from towline.relay.guard import require
@@ -206,6 +205,9 @@ class Door:
 
     async def run_agui(self, request: Request) -> Any:
         """GET /runs/{run_id}/agui."""
+        # The models of AG-UI are a seventh of a relay's start, and few relays are asked for them.
+        from towline.relay.agui import AguiTranslator
+
         translator = AguiTranslator(request.path_params["run_id"], _resume_at(request))
         # What came before the cursor says which messages are open.
         return await self._run_stream(request, sse.START_ID, translator.translate)

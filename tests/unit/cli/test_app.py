@@ -56,7 +56,7 @@ def test_help_lists_every_role_without_loading_it() -> None:
         "import sys; from towline.cli.app import app\n"
         "from typer.testing import CliRunner\n"
         "print(CliRunner().invoke(app, ['--help']).stdout)\n"
-        "others = ('agent_framework', 'durabletask', 'faststream', 'redis')\n"
+        "others = ('agent_framework', 'durabletask', 'faststream', 'httpx', 'redis')\n"
         "print('loaded', [name for name in others if name in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
