@@ -24,23 +24,29 @@ os.environ["TOWLINE_WORKER_REPLAY"] = "always"
 settings.register_profile("towline", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
 settings.load_profile("towline")
 
-# Files of more than half a minute, the longest first: one begun last holds up the end of a parallel run.
+# Files of more than twenty seconds, the longest first: one begun last holds up the end of a parallel run.
 _LONGEST_FIRST = (
-    "integration/worker/test_crashes.py",
-    "chaos/test_short.py",
     "integration/dev/test_dev_command.py",
-    "integration/telemetry/test_trace.py",
-    "integration/worker/test_dispatchers.py",
-    "integration/testing/test_downstream.py",
+    "chaos/test_short.py",
+    "integration/worker/test_crashes.py",
     "integration/relay/test_stream.py",
+    "integration/worker/test_dispatchers.py",
+    "conformance/test_durability.py",
+    "integration/telemetry/test_trace.py",
+    "integration/security/test_secure_stack.py",
     "integration/relay/test_failures.py",
-    "integration/delivery/test_dead_letters.py",
-    "integration/wire/test_kill.py",
-    "conformance/test_growth.py",
     "integration/delivery/test_consumer.py",
-    "chaos/test_scheduler_kill_loop.py",
-    "integration/dev/test_demo.py",
+    "conformance/test_growth.py",
     "conformance/test_patience.py",
+    "integration/bridge/test_control.py",
+    "integration/testing/test_downstream.py",
+    "integration/contracts/test_topics_and_producer.py",
+    "chaos/test_scheduler_kill_loop.py",
+    "integration/relay/test_http.py",
+    "conformance/test_runs.py",
+    "integration/payloads/test_large_payloads.py",
+    "integration/wire/test_kill.py",
+    "conformance/test_rules.py",
     "integration/bridge/test_neighbours_away.py",
 )
 _RANKS = {Path(__file__).parent / name: rank for rank, name in enumerate(_LONGEST_FIRST)}
