@@ -114,7 +114,7 @@ def set_up_traces(service_name: str, cleanup: ExitStack) -> None:
 
 def _set_up_metrics(service_name: str, cleanup: ExitStack) -> None:
     from opentelemetry.exporter.prometheus import PrometheusMetricReader
-    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
     from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 
     readers: list[MetricReader] = [PrometheusMetricReader()]
@@ -122,7 +122,11 @@ def _set_up_metrics(service_name: str, cleanup: ExitStack) -> None:
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
         readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
-    provider = MeterProvider(metric_readers=readers, resource=_resource(service_name))
+    # An exemplar costs each measurement within a sampled span as much as the measurement itself.
+    exemplars = None if "OTEL_METRICS_EXEMPLAR_FILTER" in os.environ else AlwaysOffExemplarFilter()
+    provider = MeterProvider(
+        metric_readers=readers, resource=_resource(service_name), exemplar_filter=exemplars
+    )
     metrics.set_meter_provider(provider)
     cleanup.callback(provider.shutdown, _FLUSH_TIMEOUT_MS)
 
