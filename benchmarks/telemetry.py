@@ -87,16 +87,13 @@ def cpu_s(pid: int) -> float:
 class Measured:
     """One set of roles, and what it used."""
 
-    def __init__(self, stack: Stack, shared: list[int]) -> None:
+    def __init__(self, stack: Stack, shared: dict[str, int]) -> None:
         self.stack = stack
-        self.pids = {part.name: part.pid or 0 for part in stack.roles}
-        self.shared = shared
+        self.pids = {part.name: part.pid or 0 for part in stack.roles} | shared
 
     def used(self) -> dict[str, float]:
-        """CPU seconds by role, and of all that is shared."""
-        return {name: cpu_s(pid) for name, pid in self.pids.items()} | {
-            "shared": sum(cpu_s(pid) for pid in self.shared)
-        }
+        """CPU seconds by process, of those that are shared too."""
+        return {name: cpu_s(pid) for name, pid in self.pids.items()}
 
     async def batch(self, client: TowlineClient, runs: int) -> dict[str, float]:
         """CPU milliseconds a run, by role."""
@@ -122,7 +119,9 @@ class Measured:
         return {part: (after[part] - before[part]) * 1000 / runs for part in after}
 
 
-ROLES = ("bridge", "worker", "relay")
+ROLES = ("bridge", "worker", "relay", "scheduler")
+BROKERS = ("kafka", "valkey")
+"""They do the same work for each set, so what they use for it tells how fast the machine was meanwhile."""
 
 
 async def measure(sets: dict[str, Measured], *, runs: int, rounds: int) -> None:
@@ -142,18 +141,30 @@ async def measure(sets: dict[str, Measured], *, runs: int, rounds: int) -> None:
                 order.reverse()
             found.append({name: await measured.batch(client, runs) for name, (measured, client) in order})
             for name, used in found[-1].items():
-                cells = "  ".join(f"{part} {used[part]:6.2f}" for part in (*ROLES, "shared"))
+                cells = "  ".join(f"{part} {used[part]:6.2f}" for part in (*ROLES, *BROKERS))
                 print(f"round {number + 1}  {name:8} CPU ms a run: {cells}", flush=True)
         for name in others:
-            parts = {"bridge, worker and relay": ROLES, **{role: (role,) for role in ROLES}}
-            parts["all, with scheduler, Kafka and Valkey"] = (*ROLES, "shared")
+            parts = {"Towline's processes": ROLES, **{role: (role,) for role in ROLES}}
             for what, which in parts.items():
-                ratios = [
-                    sum(one[name][part] for part in which) / sum(one[base][part] for part in which)
-                    for one in found
-                ]
-                spread = ", ".join(f"{ratio - 1:+.1%}" for ratio in ratios)
-                print(f"{name} to {base}: {statistics.median(ratios) - 1:+.1%} in {what} ({spread})")
+                ratios = [_sum(one[name], which) / _sum(one[base], which) for one in found]
+                print(f"{name} to {base}: {_told(ratios)} in {what}")
+            ratios = [
+                _sum(one[name], ROLES) / _sum(one[base], ROLES)
+                / (_sum(one[name], BROKERS) / _sum(one[base], BROKERS))
+                for one in found
+            ]  # fmt: skip
+            print(
+                f"{name} to {base}: {_told(ratios)} in Towline's processes, by what the brokers used meanwhile"
+            )
+
+
+def _sum(used: dict[str, float], which: tuple[str, ...]) -> float:
+    return sum(used[part] for part in which)
+
+
+def _told(ratios: list[float]) -> str:
+    spread = ", ".join(f"{ratio - 1:+.1%}" for ratio in ratios)
+    return f"{statistics.median(ratios) - 1:+.1%} ({spread})"
 
 
 def main() -> None:
@@ -178,7 +189,7 @@ def main() -> None:
         assert receiver.stdout is not None
         endpoint = f"http://127.0.0.1:{receiver.stdout.readline().strip()}"
         addresses = {**kafka.addresses, **valkey.addresses, **scheduler.addresses}
-        shared = [part.pid or 0 for part in (kafka, valkey, scheduler)]
+        shared = {"kafka": kafka.pid or 0, "valkey": valkey.pid or 0, "scheduler": scheduler.pid or 0}
 
         def start(name: str, settings: dict[str, str]) -> Measured:
             own = {

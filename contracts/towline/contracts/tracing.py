@@ -102,7 +102,8 @@ def sending(events: Sequence[tuple[str, Event]]) -> Generator[list[Event]]:
         about = span.get_span_context()
         if about.is_valid:
             traceparent = f"00-{about.trace_id:032x}-{about.span_id:016x}-{about.trace_flags:02x}"
-            event = replace(event, traceparent=traceparent, tracestate=about.trace_state.to_header() or None)
+            tracestate = about.trace_state.to_header() if about.trace_state else None
+            event = replace(event, traceparent=traceparent, tracestate=tracestate)
         traced.append(event)
     try:
         yield traced

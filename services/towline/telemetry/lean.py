@@ -228,17 +228,24 @@ class LeanSpan(Span):
     def _put(self, attributes: Mapping[str, Any]) -> None:
         plain = self._plain
         for key, value in cast("Mapping[Any, Any]", attributes).items():
-            # Agent Framework's names are members of an enumeration of texts: their text alone is exported.
-            if type(key) is not str and isinstance(key, str):
-                key = str.__str__(key)
-            if isinstance(value, str) and type(value) is not str:
-                value = str.__str__(value)
-            if len(plain) >= _ATTRIBUTES_MAX and key not in plain:
-                self._dropped += 1
-            elif type(value) in _SIMPLE and type(key) is str and key:
+            if type(key) is str and type(value) in _SIMPLE and key and len(plain) < _ATTRIBUTES_MAX:
                 plain[key] = value
             else:
-                # The SDK knows what is allowed, and says so in its log.
-                allowed = BoundedAttributes(attributes={key: value}, immutable=True)
-                self._dropped += allowed.dropped
-                plain.update(allowed)
+                self._put_unusual(key, value)
+
+    def _put_unusual(self, key: Any, value: Any) -> None:
+        plain = self._plain
+        # Agent Framework's names are members of an enumeration of texts: their text alone is exported.
+        if type(key) is not str and isinstance(key, str):
+            key = str.__str__(key)
+        if isinstance(value, str) and type(value) is not str:
+            value = str.__str__(value)
+        if len(plain) >= _ATTRIBUTES_MAX and key not in plain:
+            self._dropped += 1
+        elif type(value) in _SIMPLE and type(key) is str and key:
+            plain[key] = value
+        else:
+            # The SDK knows what is allowed, and says so in its log.
+            allowed = BoundedAttributes(attributes={key: value}, immutable=True)
+            self._dropped += allowed.dropped
+            plain.update(allowed)
