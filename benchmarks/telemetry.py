@@ -153,9 +153,7 @@ async def measure(sets: dict[str, Measured], *, runs: int, rounds: int) -> None:
                 / (_sum(one[name], BROKERS) / _sum(one[base], BROKERS))
                 for one in found
             ]  # fmt: skip
-            print(
-                f"{name} to {base}: {_told(ratios)} in Towline's processes, by what the brokers used meanwhile"
-            )
+            print(f"{name} to {base}: {_told(ratios)} … by what the brokers used")
 
 
 def _sum(used: dict[str, float], which: tuple[str, ...]) -> float:
