@@ -29,6 +29,7 @@ LAST_LINES: Final = 30
 LINE_BYTES_MAX: Final = 64 * 1024
 """A longer line is passed on in pieces."""
 _POLL_S: Final = 0.01
+_LAST_LINES_S: Final = 0.5
 _LAUNCHER: Final = Path(__file__).with_name("_launch.py")
 
 # The parent-death signal comes when the *thread* that made the child ends, not the process:
@@ -149,6 +150,8 @@ class Child:
                 self._process.wait()
                 if self._pid_file is not None:
                     self._pid_file.clear()
+                # Its last lines say why it ended: whoever is told of the end looks at them at once.
+                self._pump.join(timeout=_LAST_LINES_S)
             return self._process.returncode
 
     def wait(self, timeout_s: float) -> int | None:

@@ -47,7 +47,7 @@ class ScriptModel:
                 if attempt:
                     self._add("reset", attempt + 1, op)
             elif op.kind == "restore":
-                if holder not in (None, op.owner) and attempt >= op.attempt:
+                if holder is not None and (attempt, holder) > (op.attempt, op.owner):
                     attempts.append((op.owner, 0))
                 else:
                     self.turns[op.turn] = (max(op.attempt, 1), op.owner)
@@ -152,12 +152,31 @@ def test_text_is_json_whatever_it_holds() -> None:
     assert script.entries[-1][1] == {"agent": 'Po"et', "turn": '7"}', "attempt": 1, "text": text}
 
 
+def test_of_two_executions_with_the_same_attempt_the_later_one_has_the_turn() -> None:
+    script = ScriptModel()
+    lost = copy.deepcopy(script)
+    zombie, ledger = new_ledger(), Ledger("a", turn_chars_max=10, total_chars_max=10, remember_s=10)
+    old = zombie.open("run", "1", "Poet", now=0, wall_ms=9)
+    flush(zombie, script)
+    zombie.say(old, "old", now=0)
+    script = copy.deepcopy(lost)
+    new = ledger.open("run", "1", "Poet", now=0, wall_ms=10)
+    flush(ledger, script)
+    ledger.finish(new, "new", now=0)
+    assert (old.attempt, new.attempt) == (1, 1)
+    script = copy.deepcopy(lost)
+    for one in (zombie, ledger):
+        one.verify()
+        flush(one, script)
+    assert script.texts() == {"1": "new"}
+
+
 class TwoWorkers(RuleBasedStateMachine):
     """Two workers, three turns, a Redis that loses answers and its newest data, and workers that die."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.serial = 0
+        self.serial = self.wall_ms = 0
         self.script = ScriptModel()
         self.saved = copy.deepcopy(self.script)
         self.ledgers = [self.ledger(), self.ledger()]
@@ -177,7 +196,8 @@ class TwoWorkers(RuleBasedStateMachine):
     def begin(self, worker: int, name: str) -> None:
         if name in self.finished:
             return
-        turn = self.ledgers[worker].open("run", name, "Poet", now=0)
+        self.wall_ms += 1
+        turn = self.ledgers[worker].open("run", name, "Poet", now=0, wall_ms=self.wall_ms)
         self.turns[worker, name] = self.current[name] = turn
         self.texts[id(turn)] = ""
         flush(

@@ -57,8 +57,9 @@ for i = OPS, #ARGV, 6 do
     answer[#answer + 1] = owner
     answer[#answer + 1] = attempt
   elseif kind == 'restore' then
-    -- Redis lost its newest entries: take the turn back unless a later attempt has it.
-    if attempt and holder ~= owner and attempt >= known then
+    -- Redis lost its newest entries: take the turn back unless a later attempt has it. Two may have had the same
+    -- attempt, if it lost one before the other began; owners' names are in the order of their beginnings.
+    if attempt and (attempt > known or (attempt == known and holder > owner)) then
       attempt = 0
     else
       attempt = math.max(known, 1)

@@ -150,9 +150,18 @@ class Ledger:
 
     # What turns say -------------------------------------------------------------------------------
 
-    def open(self, run_id: str, turn: str, agent: str, *, now: float) -> Turn:
-        """Begin an execution of `turn`; an earlier execution here is superseded."""
-        opened = Turn(run_id, turn, agent, self._next_name(), now)
+    def open(self, run_id: str, turn: str, agent: str, *, now: float, wall_ms: int = 0) -> Turn:
+        """Begin an execution of `turn`; an earlier execution here is superseded.
+
+        Args:
+            run_id: The run.
+            turn: The turn's number.
+            agent: The agent's name.
+            now: Monotonic seconds.
+            wall_ms: Milliseconds since 1970. Of two executions that had the same attempt, because Redis lost
+                the one before the other began, the one that began later has the turn.
+        """
+        opened = Turn(run_id, turn, agent, f"{wall_ms:014d}-{self._next_name()}", now)
         if self._turn_count >= _TURNS_MAX:
             self.dropped_turns += 1
             return opened

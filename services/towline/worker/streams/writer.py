@@ -140,7 +140,9 @@ class TokenWriter:
     def open(self, run_id: str, turn: str | int, agent: str) -> TurnStream:
         """Begin an execution of `turn` of `run_id`; a second one of the same turn voids the first."""
         with self._lock:
-            opened = self._ledger.open(run_id, str(turn), agent, now=time.monotonic())
+            opened = self._ledger.open(
+                run_id, str(turn), agent, now=time.monotonic(), wall_ms=time.time_ns() // 1_000_000
+            )
         self._wake.set()
         return TurnStream(self, opened)
 
