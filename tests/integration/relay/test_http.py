@@ -274,6 +274,28 @@ async def test_other_sites_cannot_send_commands_to_an_open_relay(
     assert "default-src 'none'" in answer.headers["content-security-policy"]
 
 
+async def test_pages_of_named_origins_may_call_and_no_others(
+    start_relay: StartRelay, commands: Commands, http: httpx.AsyncClient
+) -> None:
+    url = start_relay(cors_origins="https://desk.example, https://other.example").url
+    wanted = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,idempotency-key,x-api-key",
+    }
+    allowed, allow = {}, "access-control-allow-origin"
+    for origin in ("https://desk.example", "https://evil.example"):
+        asked = await http.request("OPTIONS", f"{url}/runs", headers={"Origin": origin, **wanted})
+        sent = await http.post(f"{url}/runs", json={"run_type": "x"}, headers={"Origin": origin})
+        read = await http.get(f"{url}/runs", headers={"Origin": origin})
+        statuses = (asked.status_code, sent.status_code, read.status_code)
+        allowed[origin] = statuses, {answer.headers.get(allow) for answer in (asked, sent, read)}
+    assert allowed == {
+        "https://desk.example": ((200, 202, 200), {"https://desk.example"}),
+        "https://evil.example": ((400, 403, 200), {None}),
+    }
+    assert (await commands.next()).data.run_type == "x"
+
+
 async def test_callers_are_limited(start_relay: StartRelay, http: httpx.AsyncClient) -> None:
     url = start_relay(rate_per_s=1, rate_burst=3).url
     statuses = [(await http.get(f"{url}/runs")).status_code for _ in range(5)]
