@@ -12,7 +12,7 @@ import typer
 ROLES: Final = {
     "bridge": "Kafka to scheduler: start runs, hand decisions in.",
     "worker": "Host an app's agents and orchestrations.",
-    "relay": "Streams, HTTP and the console.",
+    "relay": "Streams and the HTTP API.",
     "scheduler": "The durable scheduler for one machine.",
     "dev": "The whole stack on this machine.",
     "demo": "All seven examples through real Kafka, then stop.",

@@ -134,7 +134,7 @@ def summary(stack: Stack, env_file: Path | None) -> str:
     first = [f"set -a; . {env_file}; set +a"] if env_file is not None else []
     steps = [*first, *_FIRST_STEPS.get(stack.plan.app, ()), "towline results --follow"]
     if relay:
-        steps.append(f"open {relay}   # the console")
+        steps.append(f"open {relay}/docs   # the HTTP API")
     tries = "\n".join(f"  {step}" for step in steps)
     large = ""
     if stack.payloads_url.startswith("file:"):  # any other may hold a password
