@@ -53,7 +53,7 @@ class Answers:
         self,
         producer: EventProducer,
         *,
-        lapsed: Callable[[], bool] = lambda: False,
+        lapsed: Callable[[], bool],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._producer = producer

@@ -9,6 +9,7 @@ import pytest
 from durabletask.azuremanaged.client import AsyncDurableTaskSchedulerClient
 from tests.integration.bridge.conftest import REVIEW
 from tests.integration.bridge.wire import Wire
+from tests.waiting import eventually_async
 
 from towline.bridge.app import Bridge
 from towline.bridge.settings import BridgeSettings
@@ -19,6 +20,8 @@ from towline.contracts.settings import KafkaSettings, SchedulerSettings
 from towline.dev import KafkaPart, SchedulerPart
 
 pytestmark = pytest.mark.slow
+
+WITHIN_S = 40.0
 
 
 class Running:
@@ -34,13 +37,6 @@ class Running:
     async def __aexit__(self, *_exception: object) -> None:
         self.bridge.stop()
         await asyncio.wait_for(self.task, 20)
-
-
-async def until(check, *, within_s=40.0):
-    deadline = asyncio.get_running_loop().time() + within_s
-    while not check():
-        assert asyncio.get_running_loop().time() < deadline, "not in time"
-        await asyncio.sleep(0.1)
 
 
 async def register(kafka: KafkaSettings) -> None:
@@ -64,17 +60,17 @@ async def test_while_the_scheduler_is_away_nothing_is_lost_or_dead_lettered(kafk
         scheduler = SchedulerSettings(address=part.address, taskhub="t")
         await register(kafka_settings)
         async with Running(kafka_settings, scheduler) as bridge, Wire(kafka_settings) as wire:
-            await until(lambda: bridge.not_ready() is None)
+            await eventually_async(lambda: bridge.not_ready() is None, timeout_s=WITHIN_S)
             await wire.request("before")
             await asyncio.to_thread(part.kill)
             await asyncio.gather(*(wire.request(f"during-{n}") for n in range(50)))
             await wire.event("runs", "run.control", {"run_id": "before", "action": "suspend"})
-            await until(lambda: bridge.not_ready() is not None)
+            await eventually_async(lambda: bridge.not_ready() is not None, timeout_s=WITHIN_S)
             assert bridge.not_alive() is None
             await asyncio.to_thread(part.start)
             suspended = await wire.until(lambda seen: seen.type == "run.progressed", within_s=40)
             assert suspended.data["run_id"] == "before"
-            await until(lambda: bridge.not_ready() is None)
+            await eventually_async(lambda: bridge.not_ready() is None, timeout_s=WITHIN_S)
             deadline = asyncio.get_running_loop().time() + 30
             while await count_runs(scheduler) < 51:
                 assert asyncio.get_running_loop().time() < deadline
@@ -95,9 +91,9 @@ async def test_a_bridge_that_starts_before_its_neighbours_waits_and_then_works(t
             await register(kafka)
             async with Wire(kafka) as wire:
                 await wire.request("early")
-                await until(lambda: "scheduler" in (bridge.not_ready() or ""))
+                await eventually_async(lambda: "scheduler" in (bridge.not_ready() or ""), timeout_s=WITHIN_S)
                 with part:
-                    await until(lambda: bridge.not_ready() is None)
+                    await eventually_async(lambda: bridge.not_ready() is None, timeout_s=WITHIN_S)
                     await wire.event("runs", "run.control", {"run_id": "early", "action": "suspend"})
                     await wire.until(lambda seen: seen.type == "run.progressed")
                     bridge.stop()
@@ -109,7 +105,7 @@ async def test_kafka_killed_and_restarted_is_outlived(tmp_path, scheduler_settin
         await ensure_topics(kafka, partitions=2)
         await register(kafka)
         async with Running(kafka, scheduler_settings) as bridge:
-            await until(lambda: bridge.not_ready() is None)
+            await eventually_async(lambda: bridge.not_ready() is None, timeout_s=WITHIN_S)
             async with Wire(kafka) as wire:
                 await asyncio.gather(*(wire.request(f"before-{n}") for n in range(20)))
             await asyncio.to_thread(part.kill)

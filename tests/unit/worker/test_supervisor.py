@@ -6,9 +6,11 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+from tests.waiting import PATIENCE_S, eventually_async
 
 from towline.worker import supervisor
 from towline.worker.supervisor import UNUSABLE, Plan, Supervisor
@@ -34,7 +36,6 @@ async def main():
 asyncio.run(main())
 """
 )
-PATIENCE_S = 60.0
 
 
 def plan(folder: Path, code: str = WAITS, count: int = 2) -> Plan:
@@ -45,12 +46,6 @@ def plan(folder: Path, code: str = WAITS, count: int = 2) -> Plan:
         stop_timeout_s=10.0,
         restart_after_s=(0.01, 0.05),
     )
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 — other processes tell of nothing
-            await asyncio.sleep(0.01)
 
 
 def pid(folder: Path, number: int) -> int:
@@ -79,7 +74,7 @@ async def running(made: Supervisor) -> AsyncGenerator[asyncio.Task[bool]]:
 async def test_one_stop_stops_all_and_each_gets_to_its_end(tmp_path: Path) -> None:
     running_one = Supervisor(plan(tmp_path))
     async with running(running_one) as task:
-        await until(lambda: bool(pid(tmp_path, 1) and pid(tmp_path, 2)))
+        await eventually_async(lambda: bool(pid(tmp_path, 1) and pid(tmp_path, 2)))
         running_one.stop()
         assert await asyncio.wait_for(task, PATIENCE_S) is True
     assert (tmp_path / "1.stopped").exists()
@@ -88,10 +83,10 @@ async def test_one_stop_stops_all_and_each_gets_to_its_end(tmp_path: Path) -> No
 
 async def test_a_process_that_dies_is_started_again_and_the_other_stays(tmp_path: Path) -> None:
     async with running(Supervisor(plan(tmp_path))):
-        await until(lambda: bool(pid(tmp_path, 1) and pid(tmp_path, 2)))
+        await eventually_async(lambda: bool(pid(tmp_path, 1) and pid(tmp_path, 2)))
         first, second = pid(tmp_path, 1), pid(tmp_path, 2)
         os.kill(first, signal.SIGKILL)
-        await until(lambda: pid(tmp_path, 1) not in (0, first))
+        await eventually_async(lambda: pid(tmp_path, 1) not in (0, first))
         assert pid(tmp_path, 2) == second
         assert is_alive(second)
 
@@ -116,11 +111,11 @@ asyncio.run(module.Supervisor(plan).run())
     )
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", parent)
     try:
-        await until(lambda: bool(pid(tmp_path, 1)))
+        await eventually_async(lambda: bool(pid(tmp_path, 1)))
     finally:
         process.kill()
         await process.wait()
-    await until(lambda: (tmp_path / "1.stopped").exists())
+    await eventually_async(lambda: (tmp_path / "1.stopped").exists())
 
 
 def test_a_child_that_does_not_answer_is_not_ready(tmp_path: Path) -> None:
