@@ -27,7 +27,9 @@ from durabletask.client import OrchestrationStatus, TaskHubGrpcClient
 from durabletask.entities import EntityInstanceId
 from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf import wrappers_pb2
-from tests.conformance.support import Hub, ServerProcess, retrying
+from tests.conformance.hubs import Hub
+from tests.conformance.processes import ServerProcess
+from tests.conformance.support import retrying
 from tests.waiting import eventually
 
 Turns = Any

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from tests.conformance.support import Hub, ServerProcess
+from tests.conformance.hubs import Hub
+from tests.conformance.processes import ServerProcess
 
 
 def pytest_configure(config: pytest.Config) -> None:

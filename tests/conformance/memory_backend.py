@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 from durabletask.testing import create_test_backend
-from tests.conformance.support import loopback_port
+from tests.conformance.processes import loopback_port
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from durabletask.internal.orchestrator_service_pb2_grpc import TaskHubSidecarServiceStub
 from google.protobuf import empty_pb2
-from tests.conformance.support import ServerProcess, loopback_port
+from tests.conformance.processes import ServerProcess, loopback_port
 
 
 def listening_addresses(pid: int) -> set[ipaddress.IPv4Address | ipaddress.IPv6Address]:

@@ -14,7 +14,9 @@ from durabletask.entities import EntityInstanceId
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
-from tests.conformance.support import Hub, ServerProcess, retrying, unique
+from tests.conformance.hubs import Hub
+from tests.conformance.processes import ServerProcess
+from tests.conformance.support import retrying, unique
 from tests.waiting import eventually
 
 Turns = Any

@@ -11,7 +11,10 @@ from durabletask.client import OrchestrationStatus
 from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.worker import VersioningOptions, VersionMatchStrategy
 from google.protobuf import empty_pb2
-from tests.conformance.support import Hub, complete, python_process, unique
+from tests.conformance.hand_worker import complete
+from tests.conformance.hubs import Hub
+from tests.conformance.processes import python_process
+from tests.conformance.support import unique
 from tests.waiting import eventually
 
 Turns = Any

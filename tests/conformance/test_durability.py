@@ -21,14 +21,10 @@ from durabletask.entities import EntityInstanceId
 from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.scheduled import ScheduleCreationOptions, ScheduledTaskClient
 from google.protobuf import empty_pb2, wrappers_pb2
-from tests.conformance.support import (
-    Hub,
-    ServerProcess,
-    complete,
-    python_process,
-    retrying,
-    unique,
-)
+from tests.conformance.hand_worker import complete
+from tests.conformance.hubs import Hub
+from tests.conformance.processes import ServerProcess, python_process
+from tests.conformance.support import retrying, unique
 from tests.waiting import eventually
 
 Turns = Any
@@ -77,7 +73,7 @@ def test_twenty_runs_survive_three_kills_of_the_server(own_server: ServerProcess
 def test_a_killed_server_is_back_within_a_second(own_server: ServerProcess, own_hub: Hub) -> None:
     """Judged by processor time, and by the best of a few: a busy machine adds to both. Most of it is imports.
 
-    ``benchmarks/scheduler.py`` measures the second itself, also for a file of 1 GB.
+    ``python -m benchmarks.scheduler --parts start`` measures the second itself, also for a file of 1 GB.
     """
     sdk = own_hub.client()
     for _ in range(20):

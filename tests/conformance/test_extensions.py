@@ -34,7 +34,8 @@ from durabletask.extensions.history_export import (
     ExportMode,
 )
 from durabletask.scheduled import ScheduleCreationOptions, ScheduledTaskClient, ScheduleStatus
-from tests.conformance.support import FAST_RECONNECT, QUIET, Hub, unique
+from tests.conformance.hubs import FAST_RECONNECT, QUIET, Hub
+from tests.conformance.support import unique
 from tests.waiting import eventually
 
 Turns = Any

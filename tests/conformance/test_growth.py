@@ -15,7 +15,9 @@ from durabletask import task
 from durabletask.client import TaskHubGrpcClient
 from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.internal.orchestrator_service_pb2_grpc import TaskHubSidecarServiceStub
-from tests.conformance.support import Hub, ServerProcess, retrying
+from tests.conformance.hubs import Hub
+from tests.conformance.processes import ServerProcess
+from tests.conformance.support import retrying
 from tests.waiting import eventually
 
 Turns = Any

@@ -12,7 +12,8 @@ from durabletask.client import OrchestrationQuery, OrchestrationStatus
 from durabletask.entities import EntityInstanceId
 from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf import wrappers_pb2
-from tests.conformance.support import Hub, unique
+from tests.conformance.hubs import Hub
+from tests.conformance.support import unique
 
 Turns = Any
 LARGE = "x" * 300_000

@@ -11,7 +11,10 @@ import pytest
 from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf import empty_pb2
 from google.protobuf.descriptor import FieldDescriptor
-from tests.conformance.support import HandWorker, Hub, ServerProcess, complete, unique
+from tests.conformance.hand_worker import HandWorker, complete
+from tests.conformance.hubs import Hub
+from tests.conformance.processes import ServerProcess
+from tests.conformance.support import unique
 
 STRINGS = (
     "",

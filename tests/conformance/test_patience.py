@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from durabletask import task
 from durabletask.client import OrchestrationStatus
-from tests.conformance.support import HandWorker, Hub, ServerProcess, unique
+from tests.conformance.hand_worker import HandWorker
+from tests.conformance.hubs import Hub
+from tests.conformance.processes import ServerProcess
+from tests.conformance.support import unique
 
 Turns = Any
 

@@ -13,7 +13,10 @@ from durabletask.client import OrchestrationState, OrchestrationStatus
 from durabletask.entities import EntityInstanceId
 from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf import wrappers_pb2
-from tests.conformance.support import Hub, ServerProcess, complete, retrying, unique
+from tests.conformance.hand_worker import complete
+from tests.conformance.hubs import Hub
+from tests.conformance.processes import ServerProcess
+from tests.conformance.support import retrying, unique
 from tests.waiting import eventually
 
 Turns = Any

@@ -11,7 +11,9 @@ import pytest
 from durabletask import client, task
 from durabletask.client import OrchestrationStatus
 from durabletask.internal import orchestrator_service_pb2 as pb
-from tests.conformance.support import Hub, complete, unique
+from tests.conformance.hand_worker import complete
+from tests.conformance.hubs import Hub
+from tests.conformance.support import unique
 from tests.waiting import eventually
 
 Turns = Any  # what an orchestrator generator yields is the SDK's business

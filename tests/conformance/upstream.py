@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.conformance.support import ROOT, ServerProcess, scheduler_command
+from tests.conformance.processes import ROOT, ServerProcess, scheduler_command
 
 SOURCE_VARIABLE: Final = "TOWLINE_UPSTREAM_SUITE"
 CORE: Final = "durabletask"

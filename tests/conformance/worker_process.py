@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from durabletask import entities, task
-from tests.conformance.support import Hub, ServerProcess
+from tests.conformance.hubs import Hub
+from tests.conformance.processes import ServerProcess
 
 _NEVER = threading.Event()
 

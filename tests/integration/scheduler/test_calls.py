@@ -9,7 +9,7 @@ import pytest
 from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.internal.orchestrator_service_pb2_grpc import TaskHubSidecarServiceStub
 from google.protobuf.struct_pb2 import Struct
-from tests.conformance.support import ServerProcess
+from tests.conformance.processes import ServerProcess
 from tests.waiting import eventually
 
 

@@ -135,11 +135,11 @@ def _tune_interpreter() -> None:
     # The commit thread needs the interpreter for some microseconds when its commit has ended: waiting the
     # usual 5 ms for it would take longer than the commit.
     sys.setswitchinterval(_SWITCH_S)
-    # Modules live as long as the process: collections need not look at them again and again. What a call
+    # Modules live as long as the process: collections need not look at them, now or later. What a call
     # leaves behind is freed by its count; the thresholds are for cycles, which are few.
-    gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
+    gc.enable()
 
 
 def _options(settings: SchedulerSettings) -> list[tuple[str, Any]]:

@@ -82,12 +82,15 @@ class Runtime:
         offset = int(self._loader.meta("clock_offset_us") or 0) if test_clock else 0
         self.clock = Clock(offset)
         self.world = MemoryWorld(self._loader, limits, cache)
-        self.journal = Journal(writer, on_commit=self._committed, on_failure=self._failed)
+        self.journal = Journal(
+            writer, on_commit=self._committed, effects=self._announce, on_failure=self._failed
+        )
         self.world.changes = lambda: self.journal.changes
         self.dispatcher = Dispatcher()
         self.waiters = Waiters()
         self.timers = Timers(self._reader, self.clock.now, self._fire)
         self.timers.idle = lambda: self.journal.settled
+        self.journal.wants_rest = lambda: self.timers.wants_refill
         self.hubs: dict[str, int] = {}
         self.doomed_hubs: set[int] = set()
         self.tokens = Tokens(self._secret())
@@ -157,10 +160,14 @@ class Runtime:
             self.dispatcher.offer(work)
 
     def _committed(self, changes: Changes) -> None:
+        """Memory and file agree about these changes."""
         if self._failures:
             self._resume()
             self._failures = 0
         self.world.settle(changes)
+
+    def _announce(self, changes: Changes) -> None:
+        """See to what follows from changes that are on disk: hand out work, wake who waits, set timers."""
         offer = self.dispatcher.offer
         for instance in changes.ready.values():
             if instance.runnable:

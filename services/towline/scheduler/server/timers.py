@@ -35,7 +35,8 @@ class Timers:
         self._next_beyond: int | None = None
         self._handle: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self._wants_refill = False
+        self.wants_refill = False
+        """The file is to be read, as soon as no commit is under way."""
         self.idle: Callable[[], bool] = lambda: True
 
     def add(self, timer: Timer) -> None:
@@ -72,16 +73,16 @@ class Timers:
         self._handle = None
         now = self._now()
         if self._next_beyond is not None and self._next_beyond <= now + _WINDOW_US:
-            self._wants_refill = not self.idle()
-            if not self._wants_refill:
+            self.wants_refill = not self.idle()
+            if not self.wants_refill:
                 self._refill(now + _WINDOW_US)
         self._fire_due(now)
-        if not self._wants_refill:
+        if not self.wants_refill:
             self.arm()
 
     def committed(self) -> None:
         """A commit is over: the moment to look further, if that is due."""
-        if self._wants_refill:
+        if self.wants_refill:
             self._run()
 
     def _refill(self, horizon: int) -> None:

@@ -1,5 +1,6 @@
 """Group commit: everything that is ready when the last commit has ended goes into the next one.
 
+The next one is under way before the effects of the last are seen to: the disk does not wait for them.
 Statements run where the state lives (on the event loop: each takes microseconds and touches no disk, the
 cache never spills), the commit with its fsync on a thread of its own. A statement run on another thread
 would give up and win back the interpreter lock for every row, which costs more than the row.
@@ -46,18 +47,25 @@ class _Batch:
 
 
 class Journal:
-    """Collects changes and commits them in order. Used from one event loop only."""
+    """Collects changes and commits them in order. Used from one event loop only.
+
+    When a batch is on disk, ``on_commit`` is told first, then everybody who waits for it, then ``effects``.
+    """
 
     def __init__(
         self,
         connection: sqlite3.Connection,
         *,
         on_commit: Callable[[Changes], None],
+        effects: Callable[[Changes], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self.stats = CommitStats()
+        self.wants_rest: Callable[[], bool] = lambda: False
+        """Whether somebody needs a moment in which no commit is under way."""
         self._connection = connection
         self._on_commit = on_commit
+        self._effects = effects
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
         self._open = _Batch()
@@ -120,17 +128,27 @@ class Journal:
             for then in waiters:
                 then(None)
             return
+        started, error = self._begin()
+        if error is not None:
+            self._done(batch, started, error)
+
+    def _begin(self) -> tuple[float, BaseException | None]:
+        """Let the open batch be committed: write its rows here, and leave the disk to the thread.
+
+        Returns:
+            When it began, and why its rows could not be written.
+        """
+        batch = self._committing = self._open
         self._open = _Batch()
-        self._committing = batch
         started = time.perf_counter()
         try:
             failpoints.hit("apply.before")
             self._apply(batch.changes)
             failpoints.hit("commit.before")
         except (sqlite3.Error, ValueError, OverflowError, failpoints.FailpointError) as error:
-            self._done(batch, started, error)
-            return
+            return started, error
         self._queue.put(lambda: self._commit(batch, started))
+        return started, None
 
     def _apply(self, changes: Changes) -> None:
         execute = self._connection.execute
@@ -177,10 +195,18 @@ class Journal:
             self._fail(batch, error)
             return
         self._committing = None
+        if self._open.changes and self._doomed is None and not self.wants_rest():
+            started, error = self._begin()
+        following = self._committing
         self._on_commit(batch.changes)
+        # Callers first: a worker's thread does nothing else until its answer is taken.
         for then in batch.waiters:
             then(None)
-        if self._doomed is not None:
+        self._effects(batch.changes)
+        if following is not None:
+            if error is not None:
+                self._done(following, started, error)
+        elif self._doomed is not None:
             self._fail(self._open, self._doomed)
         elif self._open.changes or self._open.waiters:
             self.kick()
