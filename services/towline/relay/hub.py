@@ -28,7 +28,7 @@ from towline.relay.reader import Client
 _log = logging.getLogger(__name__)
 
 _POLL_S: Final = 2.0
-_WAVE_S: Final = 0.01
+_WAVE_S: Final = 0.02
 """Shortest time between two reads: what comes in between shares a read and a write."""
 _PIPELINE_COUNT: Final = 200
 _HEAR_COUNT: Final = 64
@@ -213,7 +213,7 @@ class Hub:
                 for channel, message in messages[begin : begin + _HEAR_COUNT]:
                     self._take_news(channel, message, now)
                 await asyncio.sleep(0)
-            # What comes in between is one wave: a run's tokens come every 15 ms anyway.
+            # What comes in between is one wave: longer ones cost less an event and delay it more.
             await asyncio.sleep(_WAVE_S)
 
     def _take_news(self, channel: str, message: str, now: float) -> None:
