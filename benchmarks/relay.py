@@ -5,6 +5,7 @@ serve the same streams to the same clients over HTTP on uvicorn; the clients are
 floor is a server that does nothing but take each event from Redis and write it to its client.
 
     .venv/bin/python benchmarks/relay.py [--clients 1000] [--rate 50] [--seconds 10] [--json]
+    .venv/bin/python benchmarks/relay.py --runs 1000 --rate 2 --rounds 3   # one load, the designs by turns
 """
 
 from __future__ import annotations
@@ -299,6 +300,9 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--rate", type=float, default=50)
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--runs", type=int, metavar="N", help="one load only: --clients spread over N runs")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each design has its turn")
+    parser.add_argument("--designs", default="naive,relay,floor", help="which, by comma")
     parser.add_argument("--short", action="store_true", help="200 clients for 4 s")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve-naive", nargs=2, help=argparse.SUPPRESS)
@@ -317,6 +321,8 @@ def main() -> None:
     clients = 200 if options.short else options.clients
     seconds = 4 if options.short else options.seconds
     loads = [(1, clients, options.rate), (1, clients, options.rate / 2), (clients, clients, 2)]
+    if options.runs:
+        loads = [(options.runs, clients, options.rate)]
     results: list[Result] = []
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -324,7 +330,7 @@ def main() -> None:
         ValkeyPart(data=Path(folder) / "valkey") as valkey,
     ):
         for runs, readers, rate in loads:
-            for design in ("naive", "relay", "floor"):
+            for design in options.designs.split(",") * options.rounds:
                 result = measure(
                     design, valkey, runs=runs, clients=readers, rate=rate, seconds=seconds, log=log
                 )
