@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -170,11 +170,32 @@ class Feed:
         for client in self.clients:
             client.news.set()
 
+    def hear(self, told: Iterable[News | None], *, now: float) -> bool:
+        """Take what was told in messages that came together: one write to each client for all of it.
+
+        Returns:
+            Whether that is all that there is. If not, the stream has to be read.
+        """
+        whole, last, entries = True, self.last, list[RawEntry]()
+        for news in told:
+            if news is None or news.before != last:
+                whole = False
+                continue
+            entries += news.entries
+            last = entries[-1][0]
+        if entries and not self.ended:
+            self.take(entries, now=now)
+        return whole
+
     def take(self, entries: Sequence[RawEntry], *, now: float) -> None:
         """Newer entries came: send them to the clients that wait for just these, tell the others to look."""
         before = self.last
         body = self.extend(entries)
+        if self.ended:
+            # Each client leaves with them: what it is sent and the end of its response are one write.
+            self.wake()
+            return
         after, chunk = self.last, sse.chunk(body)
         for client in self.clients:
-            if not client.offer(chunk, before, after, now) or self.ended:
+            if not client.offer(chunk, before, after, now):
                 client.news.set()

@@ -8,14 +8,17 @@ only; where they are not as expected, every wave is one message.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final, cast
 
 import redis
 from redis._parsers import hiredis
 
 _NOTHING: Final[object] = getattr(hiredis, "NOT_ENOUGH_DATA", None)
-_WAVE_COUNT: Final = 500
+_WAVE_COUNT: Final = 2_000
 """Messages taken at once."""
+
+_GROUP_CHARS: Final = 65_536
 
 Message = tuple[str, str]
 """Channel and text."""
@@ -32,12 +35,15 @@ async def arrived(pubsub: Any) -> list[Message]:
     """
     first = await pubsub.get_message(timeout=None)
     messages: list[Message] = [] if first is None else [(first["channel"], first["data"])]
-    gets = _parser(pubsub)
-    while gets is not None and len(messages) < _WAVE_COUNT:
+    parser: Any = getattr(pubsub.connection, "_parser", None)
+    gets: Any = getattr(getattr(parser, "_reader", None), "gets", None)
+    while gets is not None and _NOTHING is not None and len(messages) < _WAVE_COUNT:
         reply: Any = gets()
         if reply is _NOTHING:
-            break
-        if isinstance(reply, list) and reply[:1] == ["message"]:
+            if not _has_come(parser):
+                break
+            await parser.read_from_socket()
+        elif isinstance(reply, list) and reply[:1] == ["message"]:
             _, channel, text = cast("list[str]", reply)
             messages.append((channel, text))
         elif isinstance(reply, redis.ConnectionError):
@@ -48,6 +54,24 @@ async def arrived(pubsub: Any) -> list[Message]:
     return messages
 
 
-def _parser(pubsub: Any) -> Any:
-    reader = getattr(getattr(pubsub.connection, "_parser", None), "_reader", None)
-    return None if _NOTHING is None else getattr(reader, "gets", None)
+def by_channel(messages: Iterable[Message]) -> list[tuple[str, list[str]]]:
+    """Messages of one channel together, in order; those of much text in several groups.
+
+    What a group is written as to a client is in its connection's buffer at once.
+    """
+    groups: list[tuple[str, list[str]]] = []
+    open_groups: dict[str, tuple[list[str], int]] = {}
+    for channel, text in messages:
+        group, chars = open_groups.get(channel, (None, 0))
+        if group is None or chars + len(text) > _GROUP_CHARS:
+            group, chars = list[str](), 0
+            groups.append((channel, group))
+        group.append(text)
+        open_groups[channel] = group, chars + len(text)
+    return groups
+
+
+def _has_come(parser: Any) -> bool:
+    """Whether bytes are at hand that were not parsed yet: reading them does not wait."""
+    stream = getattr(parser, "_stream", None)
+    return bool(getattr(stream, "_buffer", b"")) and hasattr(parser, "read_from_socket")

@@ -54,6 +54,8 @@ class EventStreamResponse:
         self._first = first
         self._ends_at = ends_at
         self._gone = False
+        self._finished = False
+        """The response was ended, with the last piece."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""
@@ -69,8 +71,8 @@ class EventStreamResponse:
                 if self._translate is None:
                     client.direct = scope.get("extensions", {}).get(DIRECT)
                 await self._pump(send)
-            if not self._gone:
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            if not self._gone and not self._finished:
+                await self._send(send, b"", last=True)
         except asyncio.CancelledError:
             if not client.dropped:
                 raise
@@ -102,13 +104,14 @@ class EventStreamResponse:
     async def _send_piece(self, send: Send, piece: Piece) -> None:
         body = piece.body if self._translate is None else self._translate(piece)
         if body:
-            await self._send(send, body)
+            await self._send(send, body, last=piece.over)
 
-    async def _send(self, send: Send, body: bytes) -> None:
+    async def _send(self, send: Send, body: bytes, *, last: bool = False) -> None:
         client = self._client
         now = client.sending_since = asyncio.get_running_loop().time()
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": body, "more_body": not last})
         client.sending_since, client.heard_at, client.beat = None, now, False
+        self._finished = last
 
     async def _watch(self, receive: Receive) -> None:
         with suppress(asyncio.CancelledError):
