@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -147,42 +148,67 @@ def serve_floor(redis_url: str, port: int) -> None:
     uvloop.run(serve())
 
 
+SENT_AT = re.compile(rb"@(\d+\.\d{6})@")
+
+
 # The clients ------------------------------------------------------------------------------------------
+
+
+class Reader(asyncio.Protocol):
+    """One client, as cheap as it can be: the cores that it takes are the server's too."""
+
+    def __init__(self, path: str, delays: list[float] | None) -> None:
+        self.path, self.delays = path, delays
+        self.marks = 0
+        loop = asyncio.get_running_loop()
+        self.ready, self.over = loop.create_future(), loop.create_future()
+        self.rest = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport: Any = transport
+        self.transport.write(f"GET {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+
+    def data_received(self, data: bytes) -> None:
+        if not self.ready.done():
+            assert data.startswith(b"HTTP/1.1 200"), data
+            self.ready.set_result(None)
+        self.marks += data.count(b"@")
+        data, seen = self.rest + data, 0
+        if self.delays is not None:
+            now = time.time()
+            for match in SENT_AT.finditer(data):
+                self.delays.append((now - float(match[1])) * 1000)
+                seen = match.end()
+        # A mark or the end may be cut in two.
+        self.rest = data[max(seen, len(data) - 20) :]
+        if b"event: end" in data:
+            self.transport.close()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        for future in (self.ready, self.over):
+            if not future.done():
+                future.set_result(None)
 
 
 async def run_clients(port: int, runs: int, clients: int) -> None:
     """Read until each stream's end; then print how many events came, and their delays in ms."""
+    loop = asyncio.get_running_loop()
     delays: list[float] = []
-    counts = [0] * clients
-    ready = 0
-
-    async def client(number: int) -> None:
-        nonlocal ready
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
-        path = f"/runs/run-{number % runs}/stream"
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
-        await reader.readuntil(b"\r\n\r\n")
-        ready += 1
-        sample = number % 20 == 0
-        while line := await reader.readline():
-            if line.startswith(b"event: end"):
-                break
-            if line.startswith(b"data: ") and b'"text":"@' in line:
-                counts[number] += line.count(b"@") // 2
-                if sample:
-                    sent = line.partition(b'"text":"@')[2].partition(b"@")[0]
-                    delays.append((time.time() - float(sent)) * 1000)
-        writer.close()
-
-    tasks: list[asyncio.Task[None]] = []
+    readers: list[Reader] = []
     for begin in range(0, clients, 50):
-        tasks += [asyncio.create_task(client(n)) for n in range(begin, min(begin + 50, clients))]
-        while ready < len(tasks):  # noqa: ASYNC110 - one condition, many that bring it about
-            await asyncio.sleep(0.01)
+        numbers = range(begin, min(begin + 50, clients))
+        some = [Reader(f"/runs/run-{n % runs}/stream", delays if n % 20 == 0 else None) for n in numbers]
+        await asyncio.gather(
+            *(loop.create_connection(lambda r=reader: r, "127.0.0.1", port) for reader in some)
+        )
+        await asyncio.gather(*(reader.ready for reader in some))
+        readers += some
     print("ready", flush=True)
-    await asyncio.gather(*tasks)
+    await asyncio.gather(*(reader.over for reader in readers))
     delays.sort()
-    print(json.dumps({"delivered": sum(counts), "delays": delays}), flush=True)
+    print(
+        json.dumps({"delivered": sum(reader.marks // 2 for reader in readers), "delays": delays}), flush=True
+    )
 
 
 # One measurement ----------------------------------------------------------------------------------------
@@ -255,10 +281,7 @@ def measure(
         used_s, began = cpu_s(server.pid), time.monotonic()
         said = say(writer, runs, rate, seconds)
         writer.drain(10)
-        with redis.Redis.from_url(valkey.url) as store:
-            for number in range(runs):
-                store.xadd(stream_key(f"run-{number}"), {"type": "end", "data": "{}"})
-                store.publish(wake_channel(f"run-{number}"), "")
+        end(valkey, runs)
         answer = json.loads(readers.stdout.readline())
         elapsed_s = time.monotonic() - began
         used_s = cpu_s(server.pid) - used_s
@@ -295,6 +318,16 @@ def say(writer: TokenWriter, runs: int, rate: float, seconds: float) -> int:
     return said
 
 
+def end(valkey: ValkeyPart, runs: int) -> None:
+    """Every run ends: an entry, and the same told in the channel, as the relay's consumer does it."""
+    with redis.Redis.from_url(valkey.url, decode_responses=True) as store:
+        for number in range(runs):
+            key = stream_key(f"run-{number}")
+            [(before, _)] = store.xrevrange(key, count=1)
+            entry_id = store.xadd(key, {"type": "end", "data": "{}"})
+            store.publish(wake_channel(f"run-{number}"), f"{before}\n{entry_id}\nend\n{{}}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=1000)
@@ -316,7 +349,9 @@ def main() -> None:
         serve_floor(options.serve_floor[0], int(options.serve_floor[1]))
         return
     if options.run_clients:
-        asyncio.run(run_clients(*map(int, options.run_clients)))
+        import uvloop
+
+        uvloop.run(run_clients(*map(int, options.run_clients)))
         return
     clients = 200 if options.short else options.clients
     seconds = 4 if options.short else options.seconds

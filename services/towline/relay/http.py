@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with one thing more: an event stream's next chunk may be written without a task.
+"""uvicorn's HTTP protocol, where an event stream's chunks are written and its client leaves without a task.
 
 Of what an event costs each client, most would be the way through tasks and ASGI calls; here it is one write.
 Whenever more than that is needed (the client is slow, the response not under way), the usual way is taken.
@@ -6,6 +6,7 @@ Whenever more than that is needed (the client is slow, the response not under wa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -16,10 +17,26 @@ from towline.relay.streaming import DIRECT
 class StreamingProtocol(HttpToolsProtocol):
     """See the module."""
 
+    _lost = False
+    _when_lost: Callable[[], None] | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The other side is gone: called by the transport."""
+        super().connection_lost(exc)
+        self._lost = True
+        self.when_lost(self._when_lost)
+
+    def when_lost(self, call: Callable[[], None] | None) -> None:
+        """Have `call` called once the connection is lost, at once if it is; None: nobody cares any more."""
+        self._when_lost = call
+        if self._lost and call is not None:
+            self._when_lost = None
+            call()
+
     def on_message_begin(self) -> None:
         """A request begins: called by the parser."""
         super().on_message_begin()
-        cast("dict[str, Any]", self.scope)["extensions"] = {DIRECT: self.write_chunk}
+        cast("dict[str, Any]", self.scope)["extensions"] = {DIRECT: self}
 
     def write_chunk(self, chunk: bytes) -> bool:
         """Write a chunk of the body of the response under way; False if it has to go the usual way."""

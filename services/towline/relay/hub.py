@@ -90,10 +90,10 @@ class Hub:
         if feed is None:
             feed = self._feeds[source.name] = Feed(source, client.cursor)
             self._by_channel.setdefault(source.channel, set()).add(feed)
+            # It is read once more when its channel is subscribed to: see `_keep_subscribed`.
             self._subscribed.set()
         feed.clients.add(client)
         self._clients += 1
-        self._mark(feed)
         return feed
 
     def leave(self, client: Client) -> None:
@@ -249,6 +249,8 @@ class Hub:
             for channel in new:
                 for feed in self._by_channel.get(channel, ()):
                     self._mark(feed)
+            # Clients that come or leave together share a command.
+            await asyncio.sleep(_WAVE_S)
 
     async def _poll(self) -> None:
         """A message that pub/sub lost costs this much delay."""

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol
 
 from starlette.types import Receive, Scope, Send
 
@@ -28,7 +28,19 @@ _RETRY_S: Final = 1.0
 
 Translate = Callable[[Piece], bytes]
 DIRECT: Final = "towline.direct"
-"""Scope extension of our server (`towline.relay.http`): see `reader.Direct`."""
+"""Scope extension of our server (`towline.relay.http`): a `DirectConnection`."""
+
+
+class DirectConnection(Protocol):
+    """What the server offers beyond ASGI."""
+
+    def write_chunk(self, chunk: bytes) -> bool:
+        """See `reader.Direct`."""
+        ...
+
+    def when_lost(self, call: Callable[[], None] | None) -> None:
+        """Have `call` called once the connection is lost, at once if it is."""
+        ...
 
 
 class EventStreamResponse:
@@ -61,15 +73,18 @@ class EventStreamResponse:
         """The ASGI application."""
         client = self._client
         client.task, client.ends_at = asyncio.current_task(), self._ends_at
-        watcher = asyncio.create_task(self._watch(receive), name="sse-watch")
+        direct: DirectConnection | None = scope.get("extensions", {}).get(DIRECT)
+        watcher: asyncio.Task[None] | None = None
+        if direct is None:
+            watcher = asyncio.create_task(self._watch(receive), name="sse-watch")
+        else:
+            direct.when_lost(self._leave)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
-            await self._send(send, sse.OPENING)
-            if self._first is not None:
-                await self._send_piece(send, self._first)
+            await self._send_piece(send, self._first or Piece(b"", client.cursor), before=sse.OPENING)
             if self._first is None or not self._first.over:
-                if self._translate is None:
-                    client.direct = scope.get("extensions", {}).get(DIRECT)
+                if self._translate is None and direct is not None:
+                    client.direct = direct.write_chunk
                 await self._pump(send)
             if not self._gone and not self._finished:
                 await self._send(send, b"", last=True)
@@ -79,7 +94,10 @@ class EventStreamResponse:
             # Left unfinished: the server closes the connection, and the client resumes where it was.
             _log.info("slow_client_dropped", extra={"stream": client.source.key})
         finally:
-            watcher.cancel()
+            if watcher is not None:
+                watcher.cancel()
+            if direct is not None:
+                direct.when_lost(None)
             client.close()
 
     async def _pump(self, send: Send) -> None:
@@ -101,8 +119,8 @@ class EventStreamResponse:
             elif client.beat:
                 await self._send(send, sse.HEARTBEAT)
 
-    async def _send_piece(self, send: Send, piece: Piece) -> None:
-        body = piece.body if self._translate is None else self._translate(piece)
+    async def _send_piece(self, send: Send, piece: Piece, *, before: bytes = b"") -> None:
+        body = before + (piece.body if self._translate is None else self._translate(piece))
         if body:
             await self._send(send, body, last=piece.over)
 
@@ -117,5 +135,8 @@ class EventStreamResponse:
         with suppress(asyncio.CancelledError):
             while (await receive())["type"] != "http.disconnect":
                 pass
-            self._gone = True
-            self._client.news.set()
+            self._leave()
+
+    def _leave(self) -> None:
+        self._gone = True
+        self._client.news.set()
