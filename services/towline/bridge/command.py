@@ -15,7 +15,7 @@ from towline.bridge.errors import ApprovalPolicyError
 from towline.bridge.settings import BridgeSettings
 from towline.contracts.errors import PayloadSettingsError
 from towline.contracts.settings import KafkaSettings, SchedulerSettings
-from towline.telemetry import HealthServer, set_up
+from towline.telemetry import HealthServer, event_loop, set_up
 
 app = typer.Typer(
     pretty_exceptions_enable=False, help="Commands from Kafka to the scheduler.", no_args_is_help=False
@@ -35,7 +35,7 @@ def bridge(
     failpoints.arm_from(os.environ.get("TOWLINE_BRIDGE_FAILPOINTS", ""))
     with set_up("towline-bridge"):
         try:
-            asyncio.run(_run(Bridge(settings, KafkaSettings(), SchedulerSettings())))
+            event_loop.run(_run(Bridge(settings, KafkaSettings(), SchedulerSettings())))
         except (PayloadSettingsError, ApprovalPolicyError) as error:
             typer.echo(f"towline bridge: {error}", err=True)
             raise typer.Exit(2) from error

@@ -15,7 +15,7 @@ from towline.contracts.errors import TowlineError
 from towline.contracts.payloads import open_payload_store
 from towline.contracts.producer import EventProducer
 from towline.contracts.settings import KafkaSettings, PayloadSettings, RedisSettings, SchedulerSettings
-from towline.telemetry import HealthServer, set_up
+from towline.telemetry import HealthServer, event_loop, set_up
 from towline.telemetry.metrics import observe_value
 from towline.worker import loader
 from towline.worker.host import Host, until_signalled
@@ -58,7 +58,7 @@ def worker(
     clean = False
     with set_up("towline-worker"):
         try:
-            clean = asyncio.run(_host(loader.load(chosen), settings, supervised=supervised))
+            clean = event_loop.run(_host(loader.load(chosen), settings, supervised=supervised))
         except TowlineError as error:
             _fail(str(error))
     logging.shutdown()

@@ -19,6 +19,7 @@ import grpc.aio
 from towline.telemetry.runs import bind
 from towline.worker import instruments, sdk
 from towline.worker.dispatcher.connection import Backoff, Connection
+from towline.worker.dispatcher.crossing import Crossing
 from towline.worker.dispatcher.greenlets import Waits, wait_in_greenlet
 from towline.worker.dispatcher.keeper import Keeper, KeeperOptions
 from towline.worker.errors import TurnAbandonedError
@@ -82,6 +83,7 @@ class Dispatcher:
         """Work items that came, by kind."""
         self._batches: dict[str, asyncio.Task[None]] = {}
         self._agent_turns: dict[str, set[Waits[Any]]] = {}
+        self._crossing: Crossing | None = None
         self._connection: Connection | None = None
         self._main: asyncio.Task[None] | None = None
         self._stopping = False
@@ -114,6 +116,8 @@ class Dispatcher:
         """Begin to take work; the scheduler is waited for as long as it takes."""
         sdk.prepare(self._worker)
         sdk.install_agent_wait(wait_in_greenlet)
+        sdk.install_fast_times()
+        self._crossing = Crossing(self._agents)
         self._main = asyncio.create_task(self._run(), name="worker-dispatcher")
 
     async def stop(self, timeout_s: float) -> bool:
@@ -331,12 +335,13 @@ class Dispatcher:
         )
 
     async def _agent_batch(self, request: Any, token: str) -> sdk.Answer:
+        assert self._crossing is not None, "start the dispatcher first"
         waits = Waits(lambda: sdk.execute_entity_batch(self._worker, request, token))
         run_ids = sdk.batch_run_ids(request)
         for run_id in run_ids:
             self._agent_turns.setdefault(run_id, set()).add(waits)
         try:
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(waits.run(), self._agents))
+            return await self._crossing.run(waits.run)
         finally:
             for run_id in run_ids:
                 self._agent_turns[run_id].discard(waits)

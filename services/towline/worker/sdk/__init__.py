@@ -60,6 +60,7 @@ from towline.worker.sdk.scheduler import (
     stub,
     work_items_request,
 )
+from towline.worker.sdk.times import install_fast_times
 from towline.worker.sdk.turns import Carried, Orchestration, carry_out, turn_answer
 
 __all__ = [
@@ -92,6 +93,7 @@ __all__ = [
     "has_parent",
     "hello",
     "install_agent_wait",
+    "install_fast_times",
     "is_agent_entity",
     "is_connected",
     "is_generator",

@@ -9,6 +9,9 @@ from agent_framework_durabletask import (
     DurableAIAgentWorker,
     _async_bridge,  # pyright: ignore[reportPrivateUsage]
 )
+from agent_framework_durabletask import (
+    _durable_agent_state as agent_state,  # pyright: ignore[reportPrivateUsage]
+)
 from agent_framework_durabletask import _worker as agent_worker  # pyright: ignore[reportPrivateUsage]
 from agent_framework_durabletask._workflows import serialization as workflow_serialization
 from durabletask import task
@@ -39,6 +42,7 @@ _EXPECTED: Final[tuple[tuple[object, str], ...]] = (
     (DefaultClientInterceptorImpl, "_intercept_call"),
     (_async_bridge, "_ensure_loop"),
     (agent_worker, "run_agent_coroutine"),
+    (agent_state, "_parse_created_at"),
     (TaskHubGrpcWorker, "add_orchestrator"),
     (task.CancellableTask, "set_cancel_handler"),
     (task.CompositeTask, "on_child_completed"),
