@@ -25,6 +25,9 @@ class StreamingProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._lost = True
         self.when_lost(self._when_lost)
+        if self.cycle is not None:  # pyright: ignore[reportUnnecessaryComparison] - a connection without a request
+            # Else each connection that has been would be left to the garbage collector.
+            cast("dict[str, Any]", self.cycle.scope)["extensions"].clear()
 
     def when_lost(self, call: Callable[[], None] | None) -> None:
         """Have `call` called once the connection is lost, at once if it is; None: nobody cares any more."""
