@@ -81,6 +81,29 @@ class Piece:
     """The stream ends here."""
 
 
+class Delivery(NamedTuple):
+    """Entries on their way to a feed's clients."""
+
+    feed: Feed
+    chunk: bytes
+    """As a chunk of a response."""
+    before: str
+    """Id of the last entry before them."""
+    after: str
+    """Id of the last one of them."""
+
+    def send(self, now: float) -> None:
+        """Send them to the clients that wait for just these, tell the others to look."""
+        feed, chunk, before, after = self
+        if feed.ended:
+            # Each client leaves with them: what it is sent and the end of its response are one write.
+            feed.wake()
+            return
+        for client in feed.clients:
+            if not client.offer(chunk, before, after, now):
+                client.news.set()
+
+
 class Feed:
     """The newest entries of one stream, for any number of clients.
 
@@ -170,11 +193,11 @@ class Feed:
         for client in self.clients:
             client.news.set()
 
-    def hear(self, told: Iterable[News | None], *, now: float) -> bool:
+    def hear(self, told: Iterable[News | None]) -> tuple[bool, Delivery | None]:
         """Take what was told in messages that came together: one write to each client for all of it.
 
         Returns:
-            Whether that is all that there is. If not, the stream has to be read.
+            Whether that is all that there is, else the stream has to be read; and what is to be delivered.
         """
         whole, last, entries = True, self.last, list[RawEntry]()
         for news in told:
@@ -183,19 +206,14 @@ class Feed:
                 continue
             entries += news.entries
             last = entries[-1][0]
-        if entries and not self.ended:
-            self.take(entries, now=now)
-        return whole
+        return whole, self.add(entries) if entries and not self.ended else None
 
-    def take(self, entries: Sequence[RawEntry], *, now: float) -> None:
-        """Newer entries came: send them to the clients that wait for just these, tell the others to look."""
+    def add(self, entries: Sequence[RawEntry]) -> Delivery:
+        """Newer entries came, which are to be delivered."""
         before = self.last
         body = self.extend(entries)
-        if self.ended:
-            # Each client leaves with them: what it is sent and the end of its response are one write.
-            self.wake()
-            return
-        after, chunk = self.last, sse.chunk(body)
-        for client in self.clients:
-            if not client.offer(chunk, before, after, now):
-                client.news.set()
+        return Delivery(self, sse.chunk(body), before, self.last)
+
+    def take(self, entries: Sequence[RawEntry], *, now: float) -> None:
+        """Newer entries came: they are delivered."""
+        self.add(entries).send(now)

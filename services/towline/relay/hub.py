@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from towline.contracts.stream import TERMINAL_ENTRY_TYPES, TYPE_FIELD
 from towline.relay import sse
 from towline.relay.errors import RedisAwayError, is_redis_away
-from towline.relay.feed import PAGE_COUNT, Feed, RawEntry, Source, parse_news
+from towline.relay.feed import PAGE_COUNT, Delivery, Feed, RawEntry, Source, parse_news
 from towline.relay.pubsub import arrived, by_channel
 from towline.relay.reader import Client
 
@@ -31,10 +31,10 @@ _POLL_S: Final = 2.0
 _WAVE_S: Final = 0.02
 """Shortest time between two reads: what comes in between shares a read and a write."""
 _WAVE_MAX_S: Final = 0.25
-_WAVE_CLIENT_S: Final = 50e-6
-"""A wave lasts so long for each client of the largest stream that is in it: about three times what a write
-costs. So one stream takes a third of a core at most: what comes faster shares writes, before the relay falls
-behind with it. Up to 400 clients of one stream do not make a wave longer."""
+_WAVE_CLIENT_S: Final = 60e-6
+"""A wave lasts so long for each client of the largest stream that is in it: about four times what a write
+costs. So one stream takes a part of a core only: what comes faster shares writes, before the relay falls
+behind with it. Up to 333 clients of one stream do not make a wave longer."""
 _PIPELINE_COUNT: Final = 200
 _HEAR_COUNT: Final = 64
 """Messages taken before others get their turn."""
@@ -215,24 +215,31 @@ class Hub:
             groups = by_channel(await arrived(pubsub))
             began, most = loop.time(), 0
             for begin in range(0, len(groups), _HEAR_COUNT):
-                now = loop.time()
+                # All is read before anything is written: code and data of neither drive the other's out of
+                # the processor's caches for each event.
+                deliveries: list[Delivery] = []
                 for channel, messages in groups[begin : begin + _HEAR_COUNT]:
-                    most = max(most, self._take_news(channel, messages, now))
+                    deliveries += self._take_news(channel, messages)
+                now = loop.time()
+                for delivery in deliveries:
+                    delivery.send(now)
+                    most = max(most, len(delivery.feed.clients))
                 await asyncio.sleep(0)
             # What comes in between is one wave: longer ones cost less an event and delay it more.
             await asyncio.sleep(began + wave_s(most) - loop.time())
 
-    def _take_news(self, channel: str, messages: list[str], now: float) -> int:
-        """Gives the number of clients of the largest feed of the channel."""
-        most, told = 0, None
-        for feed in self._by_channel.get(channel, ()):
-            if told is None:
-                told = [parse_news(message) for message in messages]
-            feed.heard = True
-            if not feed.hear(told, now=now):
-                self._mark(feed)
-            most = max(most, len(feed.clients))
-        return most
+    def _take_news(self, channel: str, messages: list[str]) -> list[Delivery]:
+        deliveries: list[Delivery] = []
+        if feeds := self._by_channel.get(channel):
+            told = [parse_news(message) for message in messages]
+            for feed in feeds:
+                feed.heard = True
+                whole, delivery = feed.hear(told)
+                if not whole:
+                    self._mark(feed)
+                if delivery is not None:
+                    deliveries.append(delivery)
+        return deliveries
 
     async def _keep_subscribed(self, pubsub: Any) -> None:
         self._subscribed.set()
@@ -265,7 +272,7 @@ class Hub:
     async def _tick(self) -> None:
         """Heartbeats and slow clients: one timer for all, rather than one or two for each event sent."""
         loop = asyncio.get_running_loop()
-        tick_s = min(self._heartbeat_s, self._send_timeout_s, 4.0) / 4
+        tick_s = min(self._heartbeat_s, self._send_timeout_s) / 8
         while True:
             await asyncio.sleep(tick_s)
             now = loop.time()

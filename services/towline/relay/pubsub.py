@@ -1,9 +1,8 @@
 """What has arrived on a pub/sub connection, all of it at once.
 
 redis-py hands messages out one by one, each through a dozen calls: with many runs that was more work than
-all the rest of an event but for the write to its client. Here the first message of a wave comes by that way,
-and those that are parsed already are taken from the parser. Private parts of redis-py are used in this module
-only; where they are not as expected, every wave is one message.
+all the rest of an event but for the write to its client. Here they are taken from its parser. Private parts
+of redis-py are used in this module only; where they are not as expected, every wave is one message.
 """
 
 from __future__ import annotations
@@ -33,12 +32,14 @@ async def arrived(pubsub: Any) -> list[Message]:
     Raises:
         redis.RedisError, OSError: The connection is lost.
     """
-    first = await pubsub.get_message(timeout=None)
-    messages: list[Message] = [] if first is None else [(first["channel"], first["data"])]
     parser: Any = getattr(pubsub.connection, "_parser", None)
-    gets: Any = getattr(getattr(parser, "_reader", None), "gets", None)
-    while gets is not None and _NOTHING is not None and len(messages) < _WAVE_COUNT:
-        reply: Any = gets()
+    if _NOTHING is None or not hasattr(getattr(parser, "_reader", None), "gets"):
+        first = await pubsub.get_message(timeout=None)
+        return [] if first is None else [(first["channel"], first["data"])]
+    messages: list[Message] = []
+    reply: Any = await parser.read_response()
+    gets = parser._reader.gets  # noqa: SLF001
+    while True:
         if reply is _NOTHING:
             if not _has_come(parser):
                 break
@@ -51,6 +52,9 @@ async def arrived(pubsub: Any) -> list[Message]:
         else:
             # Subscribed, unsubscribed: redis-py keeps account of those.
             await pubsub.handle_message(reply)
+        if len(messages) >= _WAVE_COUNT:
+            break
+        reply = gets()
     return messages
 
 
