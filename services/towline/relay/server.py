@@ -128,7 +128,7 @@ async def serve(settings: RelaySettings, kafka: KafkaSettings, redis_settings: R
 
 def _tune_collector() -> None:
     # Modules live as long as the process. A collection of everything looks at all that belongs to clients and
-    # stops their streams, for 0.1 s with 1,000 of them; what a client leaves behind is no cycle.
+    # stops their streams meanwhile; what a client leaves behind is no cycle, so few are needed.
     gc.freeze()
     gc.set_threshold(20_000, 10, 10)
 
