@@ -38,6 +38,7 @@ def main() -> None:
             "python": platform.python_version(),
             "load": os.getloadavg()[0],
             "starters": arguments.starters,
+            "worker_threads": arguments.worker_threads or len(os.sched_getaffinity(0)) + 4,
         }
     )
     with tempfile.TemporaryDirectory(prefix="towline-bench-") as name:
@@ -57,7 +58,10 @@ def main() -> None:
 
 def _side_by_side(report: Report, folder: Path, parts: list[str], arguments: argparse.Namespace) -> None:
     with ExitStack() as exits:
-        benches = [Bench(name, folder / name, exits, arguments.starters) for name in (MEMORY, DURABLE)]
+        benches = [
+            Bench(name, folder / name, exits, arguments.starters, arguments.worker_threads)
+            for name in (MEMORY, DURABLE)
+        ]
         durable = benches[1]
         if "shapes" in parts:
             rounds, scale = (3, 0.3) if arguments.short else (arguments.rounds, 1.0)
@@ -85,6 +89,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="bursts (or starts) on each server")
     parser.add_argument(
         "--starters", type=int, default=4, help="threads that start runs: each waits for the server's commit"
+    )
+    parser.add_argument(
+        "--worker-threads", type=int, metavar="N", help="of the worker; default: the SDK's, processors + 4"
     )
     parser.add_argument(
         "--finished", type=int, default=100_000, metavar="N", help="at most so many finished instances"

@@ -67,14 +67,19 @@ def median(samples: Sequence[Sample]) -> Sample:
 
 
 class Bench:
-    """One server with one stock worker process. ``data``: folder of the server, which may have a file."""
+    """One server with one stock worker process.
 
-    def __init__(self, name: str, data: Path, exits: ExitStack, starters: int = 4) -> None:
+    ``data``: folder of the server, which may have a file. ``threads``: of the worker, see `worker_process`.
+    """
+
+    def __init__(
+        self, name: str, data: Path, exits: ExitStack, starters: int = 4, threads: int | None = None
+    ) -> None:
         self.name = name
         self._starters = starters
         self.server = ServerProcess(data, command=COMMANDS[name])
         exits.enter_context(self.server)
-        self.worker_pid = exits.enter_context(worker_process(self.server.address))
+        self.worker_pid = exits.enter_context(worker_process(self.server.address, threads))
         hub = Hub(self.server, HUB)
         exits.callback(hub.close)
         self.stub: TaskHubSidecarServiceStub = hub.stub()

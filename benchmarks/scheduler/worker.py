@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from durabletask import entities, task
 from durabletask.entities import EntityInstanceId
+from durabletask.worker import ConcurrencyOptions
 from tests.conformance.hubs import Hub
 from tests.conformance.processes import ROOT, ServerProcess
 
@@ -57,9 +58,10 @@ def tally(ctx: entities.EntityContext, amount: int) -> int:
 
 
 @contextmanager
-def worker_process(address: str) -> Iterator[int]:
+def worker_process(address: str, threads: int | None = None) -> Iterator[int]:
+    """A worker, and its process id. ``threads``: its pool; default: the SDK's, four more than processors."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.scheduler.worker", address],
+        [sys.executable, "-m", "benchmarks.scheduler.worker", address, str(threads or "")],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -78,7 +80,7 @@ def worker_process(address: str) -> Iterator[int]:
             process.wait(10)
 
 
-def serve(address: str) -> None:
+def serve(address: str, threads: int | None) -> None:
     """Work for the server at ``address`` until SIGTERM."""
     server = ServerProcess(Path("unused"), command=())
     server.port = int(address.rpartition(":")[2])
@@ -87,6 +89,7 @@ def serve(address: str) -> None:
         orchestrators=[nothing, one_activity, sequence, parallel, entity_call, waits],
         activities=[act],
         entities=[tally],
+        concurrency=ConcurrencyOptions(maximum_thread_pool_workers=threads),
     )
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
@@ -96,4 +99,4 @@ def serve(address: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], int(sys.argv[2]) if sys.argv[2] else None)

@@ -16,9 +16,12 @@ Seen = list[str]
 
 
 class Recorder:
-    """A journal on a real file. Each batch has one row, by whose key it goes in ``seen``."""
+    """A journal on a real file. Each batch has one row, by whose key it goes in ``seen``.
 
-    def __init__(self, folder: Path) -> None:
+    ``quick_s``: up to which duration commits are made on the loop.
+    """
+
+    def __init__(self, folder: Path, quick_s: float) -> None:
         self.path = folder / FILE_NAME
         connection = connect(self.path)
         migrate(connection, self.path)
@@ -29,6 +32,7 @@ class Recorder:
             on_commit=lambda changes: self.seen.append(f"committed {_key(changes)}"),
             effects=self._effects,
             on_failure=lambda _: self.seen.append("undone"),
+            quick_s=quick_s,
         )
 
     def _effects(self, changes: Changes) -> None:
@@ -53,9 +57,15 @@ def _key(changes: Changes) -> str:
     return str(changes.rows[0][1][0])
 
 
-def record(folder: Path, act: Callable[[Recorder], Awaitable[None]]) -> Recorder:
+SLOW_DISK = 0.0
+QUICK_DISK = 60.0
+
+
+def record(
+    folder: Path, act: Callable[[Recorder], Awaitable[None]], *, quick_s: float = SLOW_DISK
+) -> Recorder:
     async def run() -> Recorder:
-        recorder = Recorder(folder)
+        recorder = Recorder(folder, quick_s)
         await act(recorder)
         recorder.journal.close()
         return recorder
@@ -128,3 +138,60 @@ def test_what_follows_from_a_commit_goes_with_the_batch_that_could_not_be_writte
 
     assert recorder.seen[-3:] == ["undone", "refused b", "refused c"]
     assert recorder.stored().isdisjoint({"b", "c"})
+
+
+def test_a_quick_commit_is_made_on_the_spot(tmp_path: Path) -> None:
+    async def act(recorder: Recorder) -> None:
+        recorder.effects = lambda key: recorder.write("b") if key == "a" else None
+        recorder.write("a")
+        assert recorder.seen == []
+        await asyncio.sleep(0)
+        assert recorder.seen == ["committed a", "answered a", "effects of a"]
+        assert "a" in recorder.stored()
+        await rest(recorder)
+
+    recorder = record(tmp_path, act, quick_s=QUICK_DISK)
+
+    assert recorder.seen[3:] == ["committed b", "answered b", "effects of b"]
+    assert {"a", "b"} <= recorder.stored()
+
+
+def test_what_comes_together_shares_a_quick_commit(tmp_path: Path) -> None:
+    async def act(recorder: Recorder) -> None:
+        recorder.write("a")
+        recorder.write("b")
+        await rest(recorder)
+        assert recorder.journal.stats.count == 1
+
+    recorder = record(tmp_path, act, quick_s=QUICK_DISK)
+
+    assert recorder.seen == ["committed a", "answered a", "answered b", "effects of a"]
+
+
+def test_a_quick_commit_that_cannot_be_written_is_undone_and_the_next_goes_on(tmp_path: Path) -> None:
+    async def act(recorder: Recorder) -> None:
+        recorder.write("a", bad=True)
+        await rest(recorder)
+        recorder.write("b")
+        await rest(recorder)
+
+    recorder = record(tmp_path, act, quick_s=QUICK_DISK)
+
+    assert recorder.seen == ["undone", "refused a", "committed b", "answered b", "effects of b"]
+    assert "a" not in recorder.stored()
+
+
+def test_commits_go_to_the_thread_once_the_disk_is_slow(tmp_path: Path) -> None:
+    on_the_spot: list[bool] = []
+
+    async def act(recorder: Recorder) -> None:
+        for key in "abc":
+            recorder.write(key)
+            await asyncio.sleep(0)
+            on_the_spot.append(recorder.journal.settled)
+            await rest(recorder)
+
+    # No disk is that quick: the first commit, of which nothing is known yet, shows it.
+    record(tmp_path, act, quick_s=1e-9)
+
+    assert on_the_spot == [True, False, False]

@@ -115,7 +115,10 @@ class Handouts:
         """A worker is done with what it has under ``token``: it has room again."""
         held = self._out.pop(token, None)
         if held is not None:
-            self._runtime.dispatcher.answered(held[0], token)
+            stream, work = held
+            self._runtime.dispatcher.answered(stream, token)
+            if work.kind is Kind.ORCHESTRATION:
+                self._runtime.joins.took(self._runtime.loop.time() - (work.deadline - work.lease_s))
         return held
 
     def forget(self, token: str) -> None:

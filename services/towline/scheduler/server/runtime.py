@@ -13,6 +13,7 @@ import secrets
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -27,6 +28,7 @@ from towline.scheduler.server.answers import Answers
 from towline.scheduler.server.clock import Clock
 from towline.scheduler.server.dispatch import Dispatcher, Kind, Work
 from towline.scheduler.server.handouts import Handouts
+from towline.scheduler.server.joins import Joins
 from towline.scheduler.server.losses import Losses
 from towline.scheduler.server.timers import Timers
 from towline.scheduler.server.tokens import Tokens
@@ -95,6 +97,7 @@ class Runtime:
         self.doomed_hubs: set[int] = set()
         self.tokens = Tokens(self._secret())
         self.handouts = Handouts(self)
+        self.joins = Joins(self.loop.call_later)
         self.answers = Answers(self)
         self.losses = Losses(self)
         self._signals: dict[tuple[int, str], Changes] = {}
@@ -171,16 +174,16 @@ class Runtime:
         offer = self.dispatcher.offer
         for instance in changes.ready.values():
             if instance.runnable:
-                offer(
-                    Work(
-                        Kind.ORCHESTRATION,
-                        instance.hub,
-                        instance.name,
-                        instance.version or "",
-                        (instance.hub, instance.id),
-                        fresh=instance.turn_at == 0 and instance.parent is None,
-                    )
+                turn = Work(
+                    Kind.ORCHESTRATION,
+                    instance.hub,
+                    instance.name,
+                    instance.version or "",
+                    (instance.hub, instance.id),
+                    fresh=instance.turn_at == 0 and instance.parent is None,
                 )
+                more_to_come = self.world.has_activities(instance)
+                self.joins.offer(instance, partial(offer, turn), more_to_come=more_to_come)
         for activity in changes.activities:
             if not activity.done:
                 offer(self._activity_work(activity))
@@ -215,6 +218,7 @@ class Runtime:
         self.world.clear()
         self.dispatcher.clear()
         self.handouts.clear()
+        self.joins.clear()
         self._signals.clear()
         self.loop.call_soon(self._recover_or_retry)
 

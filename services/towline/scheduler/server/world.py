@@ -89,6 +89,10 @@ class MemoryWorld:
         """See ``World``."""
         return [self.activity_rows[row] for row in sorted(self._rows_of.get(instance.row, ()))]
 
+    def has_activities(self, instance: Instance) -> bool:
+        """Whether activities of an instance have no result yet."""
+        return instance.row in self._rows_of
+
     def open_activity(self, activity: Activity) -> None:
         """See ``World``."""
         self.activity_rows[activity.row] = activity

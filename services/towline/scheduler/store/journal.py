@@ -1,9 +1,12 @@
 """Group commit: everything that is ready when the last commit has ended goes into the next one.
 
-The next one is under way before the effects of the last are seen to: the disk does not wait for them.
 Statements run where the state lives (on the event loop: each takes microseconds and touches no disk, the
-cache never spills), the commit with its fsync on a thread of its own. A statement run on another thread
-would give up and win back the interpreter lock for every row, which costs more than the row.
+cache never spills). A statement run on another thread would give up and win back the interpreter lock for
+every row, which costs more than the row.
+
+So does the commit with its fsync while the disk is quick: handing it to a thread and back takes longer than
+the disk. When the disk is slow, commits go to a thread of their own, and the next one is under way before
+the effects of the last are seen to: the disk does not wait for them.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from towline.scheduler.engine.changes import Changes
 from towline.scheduler.engine.errors import NotDurableError
@@ -24,6 +27,11 @@ from towline.scheduler.store import failpoints
 from towline.scheduler.store.statements import SQL
 
 _log = logging.getLogger(__name__)
+
+QUICK_S: Final = 0.002
+"""Commits that take no longer, on average, are made on the loop, which does nothing else meanwhile."""
+_NEWEST: Final = 0.1
+"""Weight of the newest commit in that average."""
 
 WhenDurable: TypeAlias = "Callable[[NotDurableError | None], None]"
 """Told when changes are on disk, or that they are not and have been undone. It must not raise."""
@@ -50,6 +58,7 @@ class Journal:
     """Collects changes and commits them in order. Used from one event loop only.
 
     When a batch is on disk, ``on_commit`` is told first, then everybody who waits for it, then ``effects``.
+    ``quick_s``: see `QUICK_S`; 0 has the thread commit always.
     """
 
     def __init__(
@@ -59,6 +68,7 @@ class Journal:
         on_commit: Callable[[Changes], None],
         effects: Callable[[Changes], None],
         on_failure: Callable[[BaseException], None],
+        quick_s: float = QUICK_S,
     ) -> None:
         self.stats = CommitStats()
         self.wants_rest: Callable[[], bool] = lambda: False
@@ -72,6 +82,9 @@ class Journal:
         self._committing: _Batch | None = None
         self._scheduled = False
         self._doomed: BaseException | None = None
+        self._quick_s = quick_s
+        self._commit_s = 0.0
+        """What a commit takes of late."""
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="scheduler-commit", daemon=True)
         self._thread.start()
@@ -129,11 +142,19 @@ class Journal:
                 then(None)
             return
         started, error = self._begin()
-        if error is not None:
-            self._done(batch, started, error)
+        if error is None and self._is_quick:
+            error = self._commit()
+        elif error is None:
+            self._leave_to_thread(batch, started)
+            return
+        self._done(batch, started, error)
+
+    @property
+    def _is_quick(self) -> bool:
+        return self._commit_s < self._quick_s
 
     def _begin(self) -> tuple[float, BaseException | None]:
-        """Let the open batch be committed: write its rows here, and leave the disk to the thread.
+        """Write the rows of the open batch, which is the one that is being committed from now on.
 
         Returns:
             When it began, and why its rows could not be written.
@@ -147,8 +168,14 @@ class Journal:
             failpoints.hit("commit.before")
         except (sqlite3.Error, ValueError, OverflowError, failpoints.FailpointError) as error:
             return started, error
-        self._queue.put(lambda: self._commit(batch, started))
         return started, None
+
+    def _leave_to_thread(self, batch: _Batch, started: float) -> None:
+        def job() -> None:
+            error = self._commit()
+            self._loop.call_soon_threadsafe(self._done, batch, started, error)
+
+        self._queue.put(job)
 
     def _apply(self, changes: Changes) -> None:
         execute = self._connection.execute
@@ -177,14 +204,16 @@ class Journal:
         changes_rows = len(changes.rows) + len(changes.created) + len(changes.touched) + len(changes.entities)
         self.stats.rows += changes_rows
 
-    def _commit(self, batch: _Batch, started: float) -> None:
-        error: BaseException | None = None
+    def _commit(self) -> BaseException | None:
+        """Commit. Returns why it failed."""
+        began = time.perf_counter()
         try:
             self._connection.execute("COMMIT")
             failpoints.hit("commit.after")
-        except (sqlite3.Error, failpoints.FailpointError) as caught:
-            error = caught
-        self._loop.call_soon_threadsafe(self._done, batch, started, error)
+        except (sqlite3.Error, failpoints.FailpointError) as error:
+            return error
+        self._commit_s += (time.perf_counter() - began - self._commit_s) * _NEWEST
+        return None
 
     def _done(self, batch: _Batch, started: float, error: BaseException | None) -> None:
         took = time.perf_counter() - started
@@ -194,10 +223,12 @@ class Journal:
         if error is not None:
             self._fail(batch, error)
             return
-        self._committing = None
-        if self._open.changes and self._doomed is None and not self.wants_rest():
+        self._committing = following = None
+        if self._open.changes and self._doomed is None and not self._is_quick and not self.wants_rest():
+            following = self._open
             started, error = self._begin()
-        following = self._committing
+            if error is None:
+                self._leave_to_thread(following, started)
         self._on_commit(batch.changes)
         # Callers first: a worker's thread does nothing else until its answer is taken.
         for then in batch.waiters:
