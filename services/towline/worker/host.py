@@ -153,6 +153,7 @@ class Host:
             max_activities=settings.max_activities,
             max_agent_turns=settings.max_agent_turns,
             threads=settings.threads,
+            direct=settings.reports == "direct",
             keeper=KeeperOptions(
                 replay=settings.replay, max_count=settings.kept_runs, max_age_s=settings.kept_s
             ),

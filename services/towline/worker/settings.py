@@ -33,6 +33,11 @@ class WorkerSettings(BaseSettings):
         default="async",
         description="Who carries work items out: Towline's asynchronous dispatcher, or the SDK's own worker.",
     )
+    reports: Literal["direct", "grpc"] = Field(
+        default="direct",
+        description="How results are reported to the scheduler: direct: over HTTP/2 from the event loop, if "
+        "it speaks plain text; grpc, and with TLS always: by gRPC's core, for several times the CPU.",
+    )
     sdk_versions: Literal["pinned", "any"] = Field(
         default="pinned",
         description="any: start with SDKs of other versions than this worker is built for too, if they have "

@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from towline.worker import sdk
+from towline.worker.http2 import UnaryCalls
 
 _log = logging.getLogger(__name__)
 
@@ -54,10 +55,13 @@ class Connection:
 
     Args:
         worker: The SDK's worker whose address, hub and credential are used.
+        direct: Make short calls without gRPC's core where the scheduler speaks plain text.
     """
 
-    def __init__(self, worker: sdk.Worker) -> None:
+    def __init__(self, worker: sdk.Worker, *, direct: bool = True) -> None:
         self._worker = worker
+        address = sdk.plain_address(worker) if direct else None
+        self._calls = None if address is None else UnaryCalls(*address)
         self._channel = sdk.async_channel(worker, _CHANNEL_OPTIONS)
         self.stub = sdk.stub(self._channel)
         self._metadata: tuple[tuple[str, str], ...] = ()
@@ -105,19 +109,29 @@ class Connection:
             else:
                 return True
 
-    async def call(self, method: str, message: Any) -> Any:
+    async def call(self, method: str, message: Any) -> None:
         """One unary call.
 
         Raises:
             grpc.aio.AioRpcError: As the scheduler answers.
         """
+        if self._calls is not None:
+            await self._calls.call(
+                sdk.method_path(method),
+                message.SerializeToString(),
+                timeout_s=_CALL_TIMEOUT_S,
+                metadata=self._metadata,
+            )
+            return
         rpc: Callable[..., Awaitable[Any]] = getattr(self.stub, method)
-        return await rpc(message, timeout=_CALL_TIMEOUT_S, metadata=self._metadata)
+        await rpc(message, timeout=_CALL_TIMEOUT_S, metadata=self._metadata)
 
     async def close(self) -> None:
         """Close the channel; calls that are open fail."""
         if self._refresh is not None:
             self._refresh.cancel()
+        if self._calls is not None:
+            self._calls.close()
         await self._channel.close()
 
     async def _keep_fresh(self) -> None:

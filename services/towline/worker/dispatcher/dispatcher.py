@@ -50,6 +50,8 @@ class DispatcherOptions:
     """Agent and other entity batches in hand at once."""
     threads: int = 64
     """Threads for activities and entities that are no agents."""
+    direct: bool = True
+    """Make short calls without gRPC's core where the scheduler speaks plain text."""
     keeper: KeeperOptions = field(default_factory=KeeperOptions)
     """Which orchestrations are kept between their turns."""
 
@@ -154,7 +156,7 @@ class Dispatcher:
         attempt = 0
         while not self._stopping:
             try:
-                connection = self._connection or Connection(self._worker)
+                connection = self._connection or Connection(self._worker, direct=self._options.direct)
                 self._connection = connection
                 await connection.open()
                 attempt = 0

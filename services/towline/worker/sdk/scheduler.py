@@ -89,6 +89,23 @@ def async_channel(worker: Worker, options: Sequence[tuple[str, Any]]) -> grpc.ai
     return grpc.aio.insecure_channel(address, options=options)
 
 
+def plain_address(worker: Worker) -> tuple[str, int] | None:
+    """Host and port of a scheduler that is spoken to in plain text; None for any other address."""
+    address = worker._host_address  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    scheme, separator, rest = address.partition("://")
+    if worker._secure_channel or (separator and scheme.lower() not in {"http", "grpc"}):  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        return None
+    host, colon, port = (rest if separator else address).rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host:
+        return None
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def method_path(method: str) -> str:
+    """The path of one of the scheduler's methods."""
+    return f"/TaskHubSidecarService/{method}"
+
+
 def stub(channel: grpc.aio.Channel) -> Any:
     """The scheduler's service on `channel`."""
     return pb_grpc.TaskHubSidecarServiceStub(channel)

@@ -1,0 +1,185 @@
+"""HTTP/2 without a network: frames, headers, and what a connection does with what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from towline.worker.http2 import frames
+from towline.worker.http2.frames import Frame, FrameReader, Http2Error, Kind, Setting, frame, settings
+from towline.worker.http2.link import Call, Link, NotTakenError
+
+_frames = st.lists(
+    st.tuples(st.sampled_from(Kind), st.integers(0, 255), st.integers(0, 2**31 - 1), st.binary(max_size=300))
+)
+_OK = frames.header_block(((":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "0")))
+
+
+@given(_frames, st.integers(1, 40))
+def test_frames_are_read_however_they_are_cut(sent: list[tuple[Kind, int, int, bytes]], piece: int) -> None:
+    data = b"".join(frame(*one) for one in sent)
+    reader = FrameReader()
+    read = [one for at in range(0, len(data), piece) for one in reader.feed(data[at : at + piece])]
+    assert read == [Frame(*one) for one in sent]
+
+
+@given(st.lists(st.tuples(st.text("abc-", min_size=1), st.text(max_size=400)), max_size=8))
+def test_headers_are_read_as_they_were_written(headers: list[tuple[str, str]]) -> None:
+    assert list(frames.read_headers(frames.header_block(headers))) == headers
+
+
+def test_a_header_that_wants_a_table_is_refused() -> None:
+    with pytest.raises(Http2Error):
+        frames.read_headers(b"\x3f\xe1\x1f" + frames.header_block((("a", "b"),)))  # a table of 4,096 bytes
+
+
+def test_padding_and_priority_are_taken_off() -> None:
+    assert frames.content(Frame(Kind.DATA, 0x8, 1, b"\x02abc\0\0")) == b"abc"
+    assert frames.content(Frame(Kind.HEADERS, 0x28, 1, b"\x01\0\0\0\0\x10abc\0")) == b"abc"
+    with pytest.raises(Http2Error):
+        frames.content(Frame(Kind.DATA, 0x8, 1, b"\x09abc"))
+
+
+class Peer:
+    """The other end of a link: reads what it sends, says what a test wants."""
+
+    def __init__(self) -> None:
+        self.link = Link()
+        self.closed = False
+        self._reader = FrameReader()
+        self._data = b""
+        self.link.connection_made(self)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        assert self._data.startswith(frames.PREFACE)
+        self._data = self._data.removeprefix(frames.PREFACE)
+
+    def write(self, data: bytes) -> None:
+        self._data += data
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def abort(self) -> None:
+        self.closed = True
+
+    close = abort
+
+    async def sent(self, *kinds: Kind) -> list[Frame]:
+        """What the link has sent since, of these kinds."""
+        await asyncio.sleep(0)
+        data, self._data = self._data, b""
+        return [one for one in self._reader.feed(data) if one.kind in kinds]
+
+    def say(self, *data: bytes) -> None:
+        self.link.data_received(b"".join(data))
+
+    def call(self, message: bytes) -> Call:
+        call = Call(b"\x00\x01a\x01b", message, asyncio.get_running_loop().create_future())
+        self.link.start(call)
+        return call
+
+
+def _code(call: Call) -> grpc.StatusCode:
+    error: Any = call.answer.exception()
+    assert isinstance(error, grpc.aio.AioRpcError)
+    return error.code()
+
+
+async def test_no_more_is_sent_than_the_peer_takes() -> None:
+    peer = Peer()
+    peer.say(settings(((Setting.INITIAL_WINDOW_SIZE, 10),)))
+    call = peer.call(b"x" * 25)
+    assert [len(one.payload) for one in await peer.sent(Kind.DATA)] == [10]
+    peer.say(frame(Kind.WINDOW_UPDATE, 0, call.stream, struct.pack(">I", 5)))
+    assert [len(one.payload) for one in await peer.sent(Kind.DATA)] == [5]
+    peer.say(settings(((Setting.INITIAL_WINDOW_SIZE, 100),)))
+    (last,) = await peer.sent(Kind.DATA)
+    assert (len(last.payload), last.flags) == (15, frames.END_STREAM)
+
+
+async def test_the_whole_connection_has_a_window_too() -> None:
+    peer = Peer()
+    peer.say(settings(((Setting.INITIAL_WINDOW_SIZE, 1 << 20),)))
+    calls = [peer.call(b"x" * 50_000) for _ in range(2)]
+    assert sum(len(one.payload) for one in await peer.sent(Kind.DATA)) == 65_535
+    peer.say(frame(Kind.WINDOW_UPDATE, 0, 0, struct.pack(">I", 1 << 20)))
+    rest = await peer.sent(Kind.DATA)
+    assert sum(len(one.payload) for one in rest) == 2 * 50_005 - 65_535
+    assert [one.stream for one in rest if one.flags & frames.END_STREAM] == [calls[1].stream]
+
+
+async def test_a_call_that_was_refused_is_made_again() -> None:
+    peer = Peer()
+    call = peer.call(b"hello")
+    await peer.sent()
+    peer.say(frame(Kind.RST_STREAM, 0, 1, struct.pack(">I", 7)))
+    while not (again := await peer.sent(Kind.DATA)):
+        pass
+    assert (again[0].stream, again[0].payload[5:]) == (3, b"hello")
+    assert not call.answer.done()
+
+
+async def test_calls_that_a_leaving_peer_has_not_looked_at_are_given_back() -> None:
+    peer = Peer()
+    taken, not_taken = peer.call(b"1"), peer.call(b"2")
+    peer.say(frame(Kind.GOAWAY, 0, 0, struct.pack(">II", taken.stream, 0)))
+    assert not peer.link.takes_calls
+    assert isinstance(not_taken.answer.exception(), NotTakenError)
+    end = frames.END_HEADERS | frames.END_STREAM
+    peer.say(frame(Kind.DATA, 0, taken.stream, b"\0\0\0\0\2ok"), frame(Kind.HEADERS, end, taken.stream, _OK))
+    assert taken.answer.result() == b"ok"
+    assert peer.closed
+
+
+async def test_headers_may_come_in_pieces() -> None:
+    peer = Peer()
+    call = peer.call(b"")
+    peer.say(
+        frame(Kind.DATA, 0, 1, b"\0\0\0\0\0"),
+        frame(Kind.HEADERS, frames.END_STREAM, 1, _OK[:9]),
+        frame(Kind.CONTINUATION, frames.END_HEADERS, 1, _OK[9:]),
+    )
+    assert call.answer.result() == b""
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (b"\1\0\0\0\0", grpc.StatusCode.INTERNAL),  # compressed
+        (b"\0\0\0\0\7abc", grpc.StatusCode.INTERNAL),  # cut off
+        (b"", grpc.StatusCode.INTERNAL),
+        (b"\0" * ((4 << 20) + 10), grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ],
+)
+async def test_an_answer_that_is_no_message_is_an_error(said: bytes, code: grpc.StatusCode) -> None:
+    peer = Peer()
+    call = peer.call(b"")
+    for at in range(0, len(said), 16_384):
+        peer.say(frame(Kind.DATA, 0, 1, said[at : at + 16_384]))
+    peer.say(frame(Kind.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, _OK))
+    assert _code(call) is code
+
+
+async def test_pings_and_settings_are_answered() -> None:
+    peer = Peer()
+    await peer.sent()
+    peer.say(settings(()), frame(Kind.PING, 0, 0, b"12345678"))
+    told = await peer.sent(Kind.SETTINGS, Kind.PING)
+    assert [(one.kind, one.flags, one.payload) for one in told] == [
+        (Kind.SETTINGS, frames.ACK, b""),
+        (Kind.PING, frames.ACK, b"12345678"),
+    ]
+
+
+async def test_what_breaks_the_protocol_ends_the_connection_and_its_calls() -> None:
+    peer = Peer()
+    call = peer.call(b"")
+    peer.say(frame(Kind.PUSH_PROMISE, 0, 1, b"\0\0\0\2"))
+    assert peer.closed
+    assert _code(call) is grpc.StatusCode.UNAVAILABLE
