@@ -259,8 +259,9 @@ async def test_after_a_crash_of_the_worker_the_trace_goes_on(review: Review) -> 
         body = {"run_type": "slow_review", "input": "tides", "run_id": run_id}
         async with httpx.AsyncClient() as http:
             await http.post(f"{stack.relay_url}/runs", json=body, headers=headers)
-        # The turn before the agent's is told, so the agent is being called.
-        eventually(lambda: any(span.name == "activity:fetch" for span in review.spans(trace_id)))
+        # The agent's turn has told of the activity before it: that span is not lost with the worker.
+        told = Edge("towline-worker activity:fetch", "towline-worker activity:fetch")
+        eventually(lambda: told in edges_of(review.spans(trace_id), GIVEN_SPAN))
         eventually(lambda: in_hand(stack) > 0)
         stack["worker"].kill()
         stack["worker"].start()
