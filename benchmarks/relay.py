@@ -280,7 +280,8 @@ def measure(
         idle_kib = (rss_kib(server.pid) - before_kib) / clients
         used_s, began = cpu_s(server.pid), time.monotonic()
         said = say(writer, runs, rate, seconds)
-        writer.drain(10)
+        if not writer.drain(10):
+            raise RuntimeError("the writer did not bring its last tokens to Redis within 10 s")
         end(valkey, runs)
         answer = json.loads(readers.stdout.readline())
         elapsed_s = time.monotonic() - began
