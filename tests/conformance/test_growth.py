@@ -107,9 +107,9 @@ def test_ten_thousand_finished_instances_do_not_slow_a_new_run_or_a_start(
     assert after < 3 * before + 0.005
     for _ in range(4):  # the best of a few: a busy machine adds to the processor time too
         own_server.restart()
-        if own_server.starts_cpu_s[-1] < 2 * own_server.starts_cpu_s[0]:
+        if own_server.starts_cpu_s[-1] < own_server.starts_cpu_s[0] + 0.2:
             break
-    assert min(own_server.starts_cpu_s[1:]) < 2 * own_server.starts_cpu_s[0]
+    assert min(own_server.starts_cpu_s[1:]) < own_server.starts_cpu_s[0] + 0.2
     assert len(retrying(lambda: sdk.list_instance_ids(page_size=50)).items) == 50
 
 
