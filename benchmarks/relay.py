@@ -38,7 +38,6 @@ class Result:
     design: str
     load: str
     delivered: int
-    expected: int
     cpu_us_per_event: float
     cpu_percent: float
     delay_p50_ms: float
@@ -191,7 +190,7 @@ class Reader(asyncio.Protocol):
 
 
 async def run_clients(port: int, runs: int, clients: int) -> None:
-    """Read until each stream's end; then print how many events came, and their delays in ms."""
+    """Read until each stream's end; then print how many events each client had, and their delays in ms."""
     loop = asyncio.get_running_loop()
     delays: list[float] = []
     readers: list[Reader] = []
@@ -206,9 +205,7 @@ async def run_clients(port: int, runs: int, clients: int) -> None:
     print("ready", flush=True)
     await asyncio.gather(*(reader.over for reader in readers))
     delays.sort()
-    print(
-        json.dumps({"delivered": sum(reader.marks // 2 for reader in readers), "delays": delays}), flush=True
-    )
+    print(json.dumps({"had": [reader.marks // 2 for reader in readers], "delays": delays}), flush=True)
 
 
 # One measurement ----------------------------------------------------------------------------------------
@@ -286,19 +283,19 @@ def measure(
         answer = json.loads(readers.stdout.readline())
         elapsed_s = time.monotonic() - began
         used_s = cpu_s(server.pid) - used_s
+        check(valkey, design, runs, said, answer["had"])
     finally:
         writer.stop(1)
         for process in (readers, server):
             if process is not None:
                 process.terminate()
                 process.wait(15)
-    delays = answer["delays"] or [0.0]
+    delays, delivered = answer["delays"] or [0.0], sum(answer["had"])
     return Result(
         design,
         f"{clients} clients, {runs} runs, {rate:g}/s each",
-        answer["delivered"],
-        said * clients // runs,
-        used_s / max(answer["delivered"], 1) * 1e6,
+        delivered,
+        used_s / max(delivered, 1) * 1e6,
         used_s / elapsed_s * 100,
         delays[len(delays) // 2],
         delays[int(len(delays) * 0.99)],
@@ -317,6 +314,28 @@ def say(writer: TokenWriter, runs: int, rate: float, seconds: float) -> int:
             said += 1
         time.sleep(0.002)
     return said
+
+
+def check(valkey: ValkeyPart, design: str, runs: int, said: int, had: list[int]) -> None:
+    """Every client has had each word of its run, and Redis holds all that was said.
+
+    Raises:
+        RuntimeError: It is not so.
+    """
+    with redis.Redis.from_url(valkey.url, decode_responses=True) as store:
+        pipeline = store.pipeline(transaction=False)
+        for number in range(runs):
+            pipeline.xrange(stream_key(f"run-{number}"))
+        held = [
+            sum(fields["data"].count("@") for _, fields in entries) // 2 for entries in pipeline.execute()
+        ]
+    short = [
+        f"client {number} had {count} of {held[number % runs]}"
+        for number, count in enumerate(had)
+        if count != held[number % runs]
+    ]
+    if sum(held) != said or short:
+        raise RuntimeError(f"{design}: Redis holds {sum(held)} of {said} words; {'; '.join(short[:10])}")
 
 
 def end(valkey: ValkeyPart, runs: int) -> None:
@@ -379,7 +398,7 @@ def main() -> None:
 
 def show(result: Result) -> None:
     print(
-        f"{result.design:6} {result.load:38} {result.delivered:>7} of {result.expected:<7} "
+        f"{result.design:6} {result.load:38} {result.delivered:>7} events "
         f"{result.cpu_us_per_event:6.1f} us CPU an event ({result.cpu_percent:3.0f} %)  "
         f"delay p50 {result.delay_p50_ms:7.1f} ms p99 {result.delay_p99_ms:7.1f} ms  "
         f"{result.kib_per_client:5.1f} KiB an idle client",

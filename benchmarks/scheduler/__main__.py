@@ -57,15 +57,20 @@ def main() -> None:
 
 
 def _side_by_side(report: Report, folder: Path, parts: list[str], arguments: argparse.Namespace) -> None:
-    with ExitStack() as exits:
-        benches = [
-            Bench(name, folder / name, exits, arguments.starters, arguments.worker_threads)
+    def open_benches(exits: ExitStack, number: int) -> list[Bench]:
+        return [
+            Bench(name, folder / f"{name}-{number}", exits, arguments.starters, arguments.worker_threads)
             for name in (MEMORY, DURABLE)
         ]
+
+    if "shapes" in parts:
+        rounds, scale = (3, 0.3) if arguments.short else (arguments.rounds, 1.0)
+        report.shapes, report.rate_ratios = measure_shapes(open_benches, rounds, scale, arguments.only)
+    if not {"alone", "histories", "waiters"} & set(parts):
+        return
+    with ExitStack() as exits:
+        benches = open_benches(exits, -1)
         durable = benches[1]
-        if "shapes" in parts:
-            rounds, scale = (3, 0.3) if arguments.short else (arguments.rounds, 1.0)
-            report.shapes = measure_shapes(benches, rounds, scale, arguments.only)
         if "alone" in parts:
             report.alone_ms = measure_latencies(benches, 3)
             for bench in benches:

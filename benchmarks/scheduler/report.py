@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from statistics import quantiles
 
 from benchmarks.scheduler.bench import DURABLE, MEMORY, Sample
 
@@ -14,6 +15,8 @@ class Report:
 
     machine: dict[str, object]
     shapes: dict[str, dict[str, Sample]] = field(default_factory=dict)
+    rate_ratios: dict[str, list[float]] = field(default_factory=dict)
+    """By shape: rate as a multiple of the in-memory server's, a figure for each round."""
     alone_ms: dict[str, dict[str, float]] = field(default_factory=dict)
     histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     finished: list[dict[str, float]] = field(default_factory=list)
@@ -29,6 +32,7 @@ def markdown(report: Report) -> str:
     )
     parts = (
         list(_shapes(report.shapes)),
+        list(_rate_ratios(report.rate_ratios)),
         list(_alone(report.alone_ms)),
         list(_histories(report.histories)),
         list(_finished(report.finished)),
@@ -54,6 +58,16 @@ def _shapes(table: dict[str, dict[str, Sample]]) -> Iterator[str]:
             f"| {ours.worker_ms:.2f} | {theirs.worker_ms:.2f} "
             f"| {_all_ms(ours):.2f} | {_all_ms(theirs):.2f} | {ours.cores:.2f} | {theirs.cores:.2f} |"
         )
+
+
+def _rate_ratios(ratios: dict[str, list[float]]) -> Iterator[str]:
+    if not ratios:
+        return
+    yield "| rate to in-memory, by round | median | quarter below | quarter above | rounds |"
+    yield "|---|---|---|---|---|"
+    for name, figures in ratios.items():
+        low, middle, high = quantiles(figures, n=4, method="inclusive")
+        yield f"| {name} | {middle:.2f} | {low:.2f} | {high:.2f} | {len(figures)} |"
 
 
 def _all_ms(sample: Sample) -> float:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 from uuid import uuid4
 
 from pydantic import JsonValue, ValidationError
@@ -42,7 +42,12 @@ from towline.contracts.settings import KafkaSettings, PayloadSettings
 from towline.contracts.streams import EventStream, Start, run_events
 from towline.contracts.tracing import current_trace, note_processed
 
+if TYPE_CHECKING:
+    from towline.contracts.signing import DecisionSigner
+
 _REMEMBERED: Final = 50_000
+_DataT = TypeVar("_DataT", bound=EventData)
+_DecisionT = TypeVar("_DecisionT", ApprovalDecided, EventRaised)
 
 
 class Run:
@@ -127,7 +132,7 @@ class Run:
             approval_id: As in the request's event.
             feedback: For the run.
             data: More fields for the run.
-            approver: Who decides.
+            approver: Who decides; needed by a client with a signer, which vouches for it.
             digest: The request's digest: a decision about something else is refused as stale.
             event_id: Default: a new one. Sent again under the same id, a decision counts once.
 
@@ -153,9 +158,24 @@ class Run:
         """Reject what `approval.requested` with this `approval_id` asks; otherwise like `approve`."""
         return await self._decide(False, approval_id, feedback, data, approver, digest, event_id)
 
-    async def raise_event(self, name: str, data: JsonValue = None, *, event_id: str | None = None) -> str:
-        """Give `data` to the run's wait for an external event called `name`; returns the event id."""
-        return await self._client.publish(EventRaised, event_id, run_id=self.run_id, name=name, data=data)
+    async def raise_event(
+        self, name: str, data: JsonValue = None, *, approver: str | None = None, event_id: str | None = None
+    ) -> str:
+        """Give `data` to the run's wait for an external event called `name`; returns the event id.
+
+        Args:
+            name: As the run waits for it.
+            data: Any JSON.
+            approver: Who says so. Only for a client with a signer, which needs it and vouches for it.
+            event_id: Default: a new one. Sent again under the same id, the event counts once.
+
+        Raises:
+            EncodeError: A value is not of the contract; the message names it.
+            PublishError: Not acknowledged in time. Send it again under the same `event_id`.
+        """
+        return await self._client._decide(  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            EventRaised, event_id, approver, run_id=self.run_id, name=name, data=data
+        )
 
     async def cancel(self, reason: str | None = None, *, event_id: str | None = None) -> str:
         """Ask the run to end; it may compensate first. Answered by its outcome or `control.refused`."""
@@ -184,9 +204,10 @@ class Run:
         digest: str | None,
         event_id: str | None,
     ) -> str:
-        return await self._client.publish(
+        return await self._client._decide(  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
             ApprovalDecided,
             event_id,
+            approver,
             run_id=self.run_id,
             approval_id=approval_id,
             approved=approved,
@@ -219,6 +240,7 @@ class TowlineClient:
         connect_timeout_s: float | None = 30.0,
         delivery_timeout_s: float = 30.0,
         payloads: PayloadSettings | None = None,
+        signer: DecisionSigner | None = None,
     ) -> None:
         """Make a client; ``async with`` connects it.
 
@@ -230,6 +252,8 @@ class TowlineClient:
             delivery_timeout_s: Longest wait for a publish to be acknowledged, in seconds.
             payloads: The store for inputs and outputs too large for Kafka; default: the
                 `TOWLINE_PAYLOADS_*` variables.
+            signer: Signs what is decided and raised here, for runs whose approvers the operator lays down
+                (docs/guide/approvals.md). Whoever uses it vouches for the `approver` that each call names.
 
         Raises:
             PayloadSettingsError: `payloads` names no store that can be used here.
@@ -238,6 +262,7 @@ class TowlineClient:
         self._source = source
         self._client_id = client_id
         self._timeout_s = connect_timeout_s
+        self._signer = signer
         payloads = payloads or PayloadSettings()
         self._payloads = open_payload_store(payloads)
         self._producer = EventProducer(
@@ -390,25 +415,40 @@ class TowlineClient:
             EncodeError: A field is not of the contract; the message names it.
             PublishError: Not acknowledged in time.
         """
+        event = self._event(model, event_id, fields)
+        await self._producer.send(event)
+        return event.id
+
+    async def _decide(
+        self, model: type[_DecisionT], event_id: str | None, approver: str | None, /, **fields: Any
+    ) -> str:
+        """As `publish`, signed if this client signs."""
+        event = self._event(model, event_id, fields)
+        if self._signer is not None:
+            if not approver:
+                raise EncodeError("approver: is missing: this client signs decisions, so name who decides")
+            event = self._signer.sign(event, approver)
+        elif approver is not None and model is EventRaised:
+            raise EncodeError("approver: means nothing without a signature: give TowlineClient a signer")
+        await self._producer.send(event)
+        return event.id
+
+    def _event(self, model: type[_DataT], event_id: str | None, fields: dict[str, Any]) -> Event[_DataT]:
         try:
             data = model(**fields)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             raise EncodeError(f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}") from error
-        event_id = event_id or str(uuid4())
         traceparent, tracestate = current_trace()
-        await self._producer.send(
-            Event(
-                id=event_id,
-                source=self._source,
-                time=datetime.now(UTC),
-                data=data,
-                traceparent=traceparent,
-                tracestate=tracestate,
-            )
+        return Event(
+            id=event_id or str(uuid4()),
+            source=self._source,
+            time=datetime.now(UTC),
+            data=data,
+            traceparent=traceparent,
+            tracestate=tracestate,
         )
-        return event_id
 
     def _stream(
         self,

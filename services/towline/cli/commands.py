@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 
 import typer
@@ -34,6 +35,13 @@ Data: TypeAlias = Annotated[
 Approver: TypeAlias = Annotated[str | None, typer.Option(help="Who decides.")]
 Digest: TypeAlias = Annotated[
     str | None, typer.Option(help="Digest of what was seen; the decision is refused if it has changed.")
+]
+SigningKey: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Private key (JWK) that vouches for --approver, where the operator's rules say who may decide.",
+    ),
 ]
 Wait: TypeAlias = Annotated[
     float, typer.Option(min=0, help="Seconds to wait for the answer; 0: only publish.")
@@ -97,6 +105,7 @@ def approve(
     data: Data = None,
     approver: Approver = None,
     digest: Digest = None,
+    signing_key_file: SigningKey = None,
     wait: Wait = ANSWER_WAIT_S,
     as_json: Json = False,
 ) -> None:
@@ -107,6 +116,7 @@ def approve(
         lambda run, parsed: run.approve(approval_id, data=parsed, **fields),
         {"approval_id": approval_id, "approved": True},
         parse=lambda: inputs.json_object(data, "--data"),
+        signing_key_file=signing_key_file,
         wait=wait,
         as_json=as_json,
     )
@@ -119,6 +129,7 @@ def reject(
     data: Data = None,
     approver: Approver = None,
     digest: Digest = None,
+    signing_key_file: SigningKey = None,
     wait: Wait = ANSWER_WAIT_S,
     as_json: Json = False,
 ) -> None:
@@ -129,6 +140,7 @@ def reject(
         lambda run, parsed: run.reject(approval_id, data=parsed, **fields),
         {"approval_id": approval_id, "approved": False},
         parse=lambda: inputs.json_object(data, "--data"),
+        signing_key_file=signing_key_file,
         wait=wait,
         as_json=as_json,
     )
@@ -138,15 +150,20 @@ def raise_event(
     run_id: RunIdArgument,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The event's name.")],
     data: Annotated[str, typer.Option(metavar="JSON|@FILE|-", help="Delivered as it is.")] = "null",
+    approver: Annotated[
+        str | None, typer.Option(help="Who says so. Counts with --signing-key-file only.")
+    ] = None,
+    signing_key_file: SigningKey = None,
     wait: Wait = ANSWER_WAIT_S,
     as_json: Json = False,
 ) -> None:
     """Raise an external event in a run."""
     _command(
         run_id,
-        lambda run, parsed: run.raise_event(name, parsed),
+        lambda run, parsed: run.raise_event(name, parsed, approver=approver),
         {"name": name},
         parse=lambda: inputs.read_json(data, "--data"),
+        signing_key_file=signing_key_file,
         wait=wait,
         as_json=as_json,
     )
@@ -187,8 +204,19 @@ def _command(
     wait: float,
     as_json: bool,
     parse: Callable[[], Any] = lambda: None,
+    signing_key_file: Path | None = None,
 ) -> None:
-    execute(_send(run_id, send, said, parse=parse, wait_s=wait, as_json=as_json))
+    execute(
+        _send(
+            run_id,
+            send,
+            said,
+            parse=parse,
+            signing_key_file=signing_key_file,
+            wait_s=wait,
+            as_json=as_json,
+        )
+    )
 
 
 async def _send(
@@ -197,15 +225,17 @@ async def _send(
     said: dict[str, Any],
     *,
     parse: Callable[[], Any],
+    signing_key_file: Path | None,
     wait_s: float,
     as_json: bool,
 ) -> int:
     """Publish and show the answer. 1 if the command was refused, `NO_ANSWER` if no answer came in time."""
     inputs.run_id(run_id)
     parsed, settings = parse(), KafkaSettings()
+    signer = None if signing_key_file is None else inputs.signer(signing_key_file, settings)
     async with AsyncExitStack() as opened:
         client = await opened.enter_async_context(
-            TowlineClient(settings, source=SOURCE, connect_timeout_s=CONNECT_TIMEOUT_S)
+            TowlineClient(settings, source=SOURCE, connect_timeout_s=CONNECT_TIMEOUT_S, signer=signer)
         )
         listen = listening(settings, run_id, ends_run=said.get("action") == "cancel")
         answered = await opened.enter_async_context(listen) if wait_s else None

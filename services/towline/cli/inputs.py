@@ -6,10 +6,15 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from towline.cli.errors import UsageError
+from towline.contracts.errors import SigningKeyError
 from towline.contracts.events import is_run_id
+from towline.contracts.settings import KafkaSettings
+
+if TYPE_CHECKING:
+    from towline.contracts.signing import DecisionSigner
 
 
 def read_json(text: str, option: str) -> Any:
@@ -80,3 +85,22 @@ def json_object(text: str | None, option: str) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise UsageError(f"{option}: must be a JSON object, like '{{\"key\": 1}}'")
     return value  # pyright: ignore[reportUnknownVariableType] - parsed JSON
+
+
+def signer(file: Path, settings: KafkaSettings) -> DecisionSigner:
+    """What signs decisions with the private key in `file`.
+
+    Raises:
+        UsageError: There is none in it, or what is needed to sign is not installed.
+    """
+    option = f"--signing-key-file {file}"
+    try:
+        from towline.contracts.signing import DecisionSigner
+    except ModuleNotFoundError:
+        raise UsageError("--signing-key-file: needs PyJWT: pip install 'towline[signing]'") from None
+    try:
+        return DecisionSigner(file.read_text(encoding="utf-8"), topic=settings.topics.approvals)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{option}: cannot be read: {error}") from error
+    except SigningKeyError as error:
+        raise UsageError(f"{option}: {error}") from None

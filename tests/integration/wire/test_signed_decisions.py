@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -12,8 +14,12 @@ import httpx
 import pytest
 from tests.integration.wire.conftest import plan
 from tests.integration.wire.raw import Seen, Wire
+from typer.testing import CliRunner, Result
 
+from towline.cli.app import app
 from towline.contracts import encode
+from towline.contracts.client import TowlineClient
+from towline.contracts.errors import EncodeError
 from towline.contracts.events import ApprovalDecided, Event
 from towline.contracts.signing import DecisionSigner, new_signing_key
 from towline.dev.stack import Stack
@@ -194,6 +200,47 @@ async def test_whom_the_relay_knows_is_refused_unless_the_rule_names_them(guarde
     as_event = await guarded.posts("eve", f"/runs/{run_id}/events/{ASK}", {"data": {"approved": True}})
     refused(await guarded.wire.answer(as_event), "eve may not decide")
     await guarded.still_asks(run_id)
+
+
+async def test_a_service_with_a_key_of_its_own_decides_by_the_client(
+    guarded: Guarded, signing_keys: dict[str, tuple[str, str]]
+) -> None:
+    kafka = guarded.stack.kafka
+    signer = DecisionSigner(signing_keys["former"][0], topic=kafka.topics.approvals)
+    async with TowlineClient(kafka, signer=signer) as client:
+        first, second = client.run(await guarded.asks()), client.run(await guarded.asks())
+        with pytest.raises(EncodeError, match="approver: is missing"):
+            await first.approve(ASK)
+        refused(await guarded.wire.answer(await first.approve(ASK, approver="eve")), "eve may not decide")
+        answer = await guarded.wire.answer(await first.approve(ASK, approver="ann"))
+        assert (answer.data["outcome"], answer.data["approver"]) == ("approved", "ann")
+        raised = await second.raise_event(ASK, {"approved": False}, approver="ann")
+        assert (await guarded.wire.answer(raised)).data["outcome"] == "rejected"
+    async with TowlineClient(kafka) as unsigned:
+        with pytest.raises(EncodeError, match="approver: means nothing without a signature"):
+            await unsigned.run(second.run_id).raise_event(ASK, approver="ann")
+
+
+async def test_the_command_line_signs_with_the_key_in_a_file(
+    guarded: Guarded, signing_keys: dict[str, tuple[str, str]], tmp_path: Path
+) -> None:
+    run_id, file = await guarded.asks(), tmp_path / "key.json"
+
+    async def approve(*arguments: str) -> Result:
+        command = ["approve", run_id, ASK, "--approver", "ann", "--wait", "60", "--json", *arguments]
+        return await asyncio.to_thread(CliRunner().invoke, app, command, env=guarded.stack.environment())
+
+    unsigned = await approve()
+    assert unsigned.exit_code == 1
+    assert "not signed" in unsigned.stdout
+    file.write_text(signing_keys["former"][1])
+    public = await approve("--signing-key-file", str(file))
+    assert public.exit_code == 2
+    assert f"--signing-key-file {file}: is a public key: give the private one" in public.stderr
+    file.write_text(signing_keys["former"][0])
+    signed = await approve("--signing-key-file", str(file))
+    assert signed.exit_code == 0, signed.output
+    assert json.loads(signed.stdout)["answer"]["data"]["approver"] == "ann"
 
 
 async def test_an_event_that_the_relay_signed_for_an_approver_answers_the_ask(guarded: Guarded) -> None:

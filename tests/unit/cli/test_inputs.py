@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from towline.cli import inputs
 from towline.cli.errors import UsageError
+from towline.contracts.settings import KafkaSettings
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -81,3 +82,23 @@ def test_data_must_be_an_object() -> None:
     assert inputs.json_object('{"a": 1}', "--data") == {"a": 1}
     with pytest.raises(UsageError, match="--data: must be a JSON object"):
         inputs.json_object("[1]", "--data")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "cannot be read"),
+        ("{", "is not JSON"),
+        ("[]", "is no JSON object"),
+        ('{"d": "x"}', "kid: is missing"),
+    ],
+)
+def test_a_file_without_a_signing_key_is_refused_by_name(
+    tmp_path: Path, content: str | None, why: str
+) -> None:
+    file = tmp_path / "key.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UsageError) as refused:
+        inputs.signer(file, KafkaSettings())
+    assert str(refused.value).startswith(f"--signing-key-file {file}: {why}")
