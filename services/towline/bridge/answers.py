@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Final
 
@@ -31,7 +32,7 @@ from towline.contracts.events import (
     RunRequested,
 )
 from towline.contracts.producer import EventProducer
-from towline.delivery import KafkaRecord
+from towline.delivery import Backoff, KafkaRecord
 from towline.telemetry.propagation import inject
 
 SOURCE: Final = "towline/bridge"
@@ -162,3 +163,22 @@ def _remember(known: OrderedDict[str, None], name: str) -> None:
     known[name] = None
     if len(known) > _KNOWN_MAX_COUNT:
         known.popitem(last=False)
+
+
+async def until_published(publish: Callable[[], Awaitable[None]]) -> None:
+    """Say it until Kafka has it.
+
+    A publication under way when this is cancelled is not given up: whoever gets the command next must find
+    the answer on Kafka, or it must never come.
+    """
+    backoff, failures = Backoff(first_s=0.2, longest_s=10.0), 0
+    while True:
+        publishing = asyncio.ensure_future(publish())
+        try:
+            return await asyncio.shield(publishing)
+        except asyncio.CancelledError:
+            await asyncio.wait({publishing})
+            raise
+        except PublishError:
+            failures += 1
+            await asyncio.sleep(backoff.delay_s(failures))

@@ -20,8 +20,11 @@ logger = logging.getLogger(__name__)
 
 _PATIENCE_S: Final = (0.1, 0.4, 2.0, 5.0, 10.0, 30.0)
 """Between looks at a run. With a worker up the first one settles it."""
+_LOOK_EVERY_S: Final = 0.02
+"""Of so many watches, each waits this much longer: however many decisions come at once, there are 50 looks a
+second. A look reads a whole history; a worker with a backlog has not seen what came last any sooner."""
 _LONG_S: Final = 1.0
-"""Longer waits are made at the scheduler, which answers at once when the run ends."""
+"""Longer waits, but for the first, are made at the scheduler, which answers at once when the run ends."""
 
 
 @dataclass(slots=True)
@@ -88,7 +91,11 @@ class Watches:
                 watch.joined.clear()
                 step = 0
             try:
-                await self._wait(run_id, watch, _PATIENCE_S[min(step, len(_PATIENCE_S) - 1)])
+                patience_s = patience(step, len(self._watches))
+                if step == 0 or patience_s < _LONG_S:
+                    await asyncio.sleep(patience_s)
+                else:
+                    await self._wait_for_end(run_id, watch, patience_s)
                 # Only what was raised before the look can be missing from it for good.
                 asked = frozenset(watch.waiting)
                 async with self._slots:
@@ -107,10 +114,7 @@ class Watches:
                     for future in watch.waiting.pop(command_id, ()):
                         future.set_result(command_id in commands.seen)
 
-    async def _wait(self, run_id: str, watch: _Watch, patience_s: float) -> None:
-        if patience_s < _LONG_S:
-            await asyncio.sleep(patience_s)
-            return
+    async def _wait_for_end(self, run_id: str, watch: _Watch, patience_s: float) -> None:
         async with self._slots:
             end = asyncio.ensure_future(self._scheduler.wait_for_end(run_id, within_s=patience_s))
             # Broken off below, it may fail all the same: that is nobody's business any more.
@@ -124,3 +128,14 @@ class Watches:
                     end.cancel()
         if end.done() and not end.cancelled():
             end.result()
+
+
+def patience(step: int, watches: int) -> float:
+    """Seconds until the next look.
+
+    Args:
+        step: Looks that were in vain since the newest command came.
+        watches: How many runs are watched.
+    """
+    longest_s = _PATIENCE_S[-1]
+    return min(max(_PATIENCE_S[min(step, len(_PATIENCE_S) - 1)], watches * _LOOK_EVERY_S), longest_s)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from towline.cli.errors import CliError
-from towline.cli.output import Printer, hint, json_line
-from towline.cli.stream_view import StreamView
+from towline.cli.output import Printer, hint
 from towline.cli.topics import read
 from towline.contracts.events import OUTCOME_MODELS, Event, RunCompleted
 from towline.contracts.settings import KafkaSettings
@@ -29,32 +27,9 @@ async def follow(run_id: str, settings: KafkaSettings, printer: Printer) -> int:
 
     url = await relay.find()
     if url is not None:
-        return await _from_relay(url, run_id, printer)
+        return await relay.show(url, run_id, printer)
     hint("no relay: showing events from Kafka, without tokens (set TOWLINE_RELAY_URL for those)")
     return await _from_kafka(run_id, settings, printer)
-
-
-async def _from_relay(url: str, run_id: str, printer: Printer) -> int:
-    from towline.cli import relay
-
-    view = StreamView(run_id)
-    status = 1
-    try:
-        async for message in relay.stream(url, run_id):
-            data: Any = json.loads(message.data)
-            if printer.as_json:
-                printer.line(json_line({"event": message.event, "id": message.id, "data": data}))
-            else:
-                printer.raw(view.text(message.event, data))
-            if message.event == "end":
-                status = 0 if data.get("outcome") == "completed" else 1
-                if status and not printer.as_json:
-                    # The stream's end carries an output only; why there is none is in the run.
-                    printer.raw(view.why(await relay.get_json(url, f"/runs/{run_id}")))
-    finally:
-        if not printer.as_json:
-            printer.raw(view.end())
-    return status
 
 
 async def _from_kafka(run_id: str, settings: KafkaSettings, printer: Printer) -> int:

@@ -9,6 +9,7 @@ the same pid.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -174,7 +175,7 @@ class Child:
         self.terminate()
         if self.wait(timeout_s) is None:
             self.kill()
-            self._process.wait()
+            self.wait(math.inf)
         status = self.poll()
         self._pump.join(timeout=1.0)
         assert status is not None

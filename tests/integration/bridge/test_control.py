@@ -16,7 +16,7 @@ from durabletask.client import OrchestrationStatus
 from tests.integration.bridge.test_requests import started
 from tests.integration.bridge.wire import Wire
 
-from towline.bridge import commands
+from towline.bridge import decisions
 from towline.contracts.durable import CANCEL_EVENT, DECISION_EVENT, unwrap_input, wrap_input
 from towline.contracts.events import RunTypeInfo
 
@@ -290,7 +290,7 @@ async def test_a_decision_that_an_earlier_generation_took_is_not_refused_at_the_
 async def test_a_decision_that_waits_long_is_published_again_and_answered_once(
     register, start_bridge, wire, hub, monkeypatch, kafka_settings
 ):
-    monkeypatch.setattr(commands, "_REQUEUE_AFTER_S", 0.5)
+    monkeypatch.setattr(decisions, "_REQUEUE_AFTER_S", 0.5)
     await register()
     await start_bridge()
     await wire.request("r-1")

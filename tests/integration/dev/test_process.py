@@ -1,0 +1,29 @@
+"""A child process: how it is ended, and what is left of it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+from tests.waiting import eventually
+
+from towline.dev.process import Child, PidFile, start_time
+
+_DEAF = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("deaf", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_child_that_does_not_hear_sigterm_is_killed_and_its_pid_file_is_gone(tmp_path: Path) -> None:
+    pid_file = PidFile(tmp_path / "pid")
+    child = Child("deaf", [sys.executable, "-c", _DEAF], pid_file=pid_file)
+    eventually(lambda: "deaf" in child.last_lines, "it listens to nothing")
+    assert pid_file.living() == child.pid
+    assert child.stop(timeout_s=0.1) == -signal.SIGKILL
+    assert start_time(child.pid) is None
+    assert not pid_file.path.exists()
+    assert child.stop(timeout_s=0.1) == -signal.SIGKILL
