@@ -110,16 +110,8 @@ def approve(
     as_json: Json = False,
 ) -> None:
     """Approve what a run asks for."""
-    fields = {"feedback": feedback, "approver": approver, "digest": digest}
-    _command(
-        run_id,
-        lambda run, parsed: run.approve(approval_id, data=parsed, **fields),
-        {"approval_id": approval_id, "approved": True},
-        parse=lambda: inputs.json_object(data, "--data"),
-        signing_key_file=signing_key_file,
-        wait=wait,
-        as_json=as_json,
-    )
+    said = {"feedback": feedback, "approver": approver, "digest": digest}
+    _decide(run_id, approval_id, True, said, data, signing_key_file, wait=wait, as_json=as_json)
 
 
 def reject(
@@ -134,16 +126,8 @@ def reject(
     as_json: Json = False,
 ) -> None:
     """Reject what a run asks for."""
-    fields = {"feedback": feedback, "approver": approver, "digest": digest}
-    _command(
-        run_id,
-        lambda run, parsed: run.reject(approval_id, data=parsed, **fields),
-        {"approval_id": approval_id, "approved": False},
-        parse=lambda: inputs.json_object(data, "--data"),
-        signing_key_file=signing_key_file,
-        wait=wait,
-        as_json=as_json,
-    )
+    said = {"feedback": feedback, "approver": approver, "digest": digest}
+    _decide(run_id, approval_id, False, said, data, signing_key_file, wait=wait, as_json=as_json)
 
 
 def raise_event(
@@ -193,6 +177,32 @@ def resume(
     """Resume a suspended run."""
     _command(
         run_id, lambda run, _: run.resume(reason=reason), {"action": "resume"}, wait=wait, as_json=as_json
+    )
+
+
+def _decide(
+    run_id: str,
+    approval_id: str,
+    approved: bool,
+    said: dict[str, str | None],
+    data: str | None,
+    signing_key_file: Path | None,
+    *,
+    wait: float,
+    as_json: bool,
+) -> None:
+    def send(run: Run, parsed: Any) -> Awaitable[str]:
+        decide = run.approve if approved else run.reject
+        return decide(approval_id, data=parsed, **said)
+
+    _command(
+        run_id,
+        send,
+        {"approval_id": approval_id, "approved": approved},
+        parse=lambda: inputs.json_object(data, "--data"),
+        signing_key_file=signing_key_file,
+        wait=wait,
+        as_json=as_json,
     )
 
 
