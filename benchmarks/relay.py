@@ -15,6 +15,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -373,6 +374,8 @@ def main() -> None:
 
         uvloop.run(run_clients(*map(int, options.run_clients)))
         return
+    # As by Ctrl-C: servers and clients are stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     clients = 200 if options.short else options.clients
     seconds = 4 if options.short else options.seconds
     loads = [(1, clients, options.rate), (1, clients, options.rate / 2), (clients, clients, 2)]

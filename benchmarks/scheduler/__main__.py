@@ -11,6 +11,8 @@ import asyncio
 import json
 import os
 import platform
+import signal
+import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -31,6 +33,8 @@ _WAITERS: Final = 1_000
 def main() -> None:
     """Measure, print, and write JSON if asked to."""
     arguments = _arguments()
+    # As by Ctrl-C: servers and workers are stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     parts: list[str] = ["shapes"] if arguments.short else arguments.parts
     report = Report(
         {
