@@ -66,7 +66,7 @@ def _rate_ratios(ratios: dict[str, list[float]]) -> Iterator[str]:
     yield "| rate to in-memory, by round | median | quarter below | quarter above | rounds |"
     yield "|---|---|---|---|---|"
     for name, figures in ratios.items():
-        low, middle, high = quantiles(figures, n=4, method="inclusive")
+        low, middle, high = quantiles(figures, n=4, method="inclusive") if len(figures) > 1 else figures * 3
         yield f"| {name} | {middle:.2f} | {low:.2f} | {high:.2f} | {len(figures)} |"
 
 

@@ -11,11 +11,11 @@ from typing import Final
 from pydantic import JsonValue
 
 from towline.bridge import failpoints, metrics
+from towline.bridge.core import Decision
 from towline.contracts import ids
 from towline.contracts.cloudevents import Record
 from towline.contracts.errors import PublishError
 from towline.contracts.events import (
-    ApprovalDecided,
     ApprovalRefusal,
     ApprovalRefused,
     ControlRefusal,
@@ -144,7 +144,7 @@ class Answers:
 
     async def approval_refused(
         self,
-        event: Event[ApprovalDecided] | Event[EventRaised],
+        event: Decision,
         reason: ApprovalRefusal,
         message: str | None = None,
     ) -> None:

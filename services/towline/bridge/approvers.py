@@ -30,9 +30,10 @@ from typing import Annotated, Any, Final, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from towline.bridge.core import Decision
 from towline.bridge.errors import ApprovalPolicyError
 from towline.contracts.errors import SignatureInvalidError, SigningKeyError
-from towline.contracts.events import ApprovalDecided, Event, EventRaised
+from towline.contracts.events import EventRaised
 from towline.contracts.signing import DecisionVerifier, Vouched
 
 _CLOCKS_APART: Final = timedelta(minutes=5)
@@ -99,9 +100,7 @@ class ApprovalPolicy:
             problem = str(error)
         raise ApprovalPolicyError(f"TOWLINE_BRIDGE_APPROVAL_POLICY_FILE {path}: {problem}")
 
-    def refuses(
-        self, event: Event[ApprovalDecided] | Event[EventRaised], *, run_type: str, run_created_at: datetime
-    ) -> str | None:
+    def refuses(self, event: Decision, *, run_type: str, run_created_at: datetime) -> str | None:
         """Why `event` does not count for a run, for people; None if it does.
 
         Args:

@@ -16,8 +16,8 @@ from towline.bridge.answers import Answers
 from towline.bridge.availability import Availability
 from towline.bridge.catalog import Catalog
 from towline.bridge.control import Control
-from towline.bridge.core import answer_ids
-from towline.bridge.decisions import Decision, Decisions
+from towline.bridge.core import Decision, answer_ids
+from towline.bridge.decisions import Decisions
 from towline.bridge.errors import AnswersUnreadableError, SchedulerAwayError
 from towline.bridge.recall import Recall
 from towline.bridge.requests import Requests

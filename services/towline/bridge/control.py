@@ -11,6 +11,7 @@ from towline.bridge.answers import Answers, until_published
 from towline.bridge.availability import Availability
 from towline.bridge.core import (
     CONTROL,
+    UNKNOWN_RUN_POLL_S,
     ControlStep,
     Standing,
     cancel_command,
@@ -33,8 +34,6 @@ from towline.delivery import DONE, Backoff, Deferred, Outcome, Retry
 
 logger = logging.getLogger(__name__)
 
-UNKNOWN_RUN_POLL_S: Final = 1.0
-"""Between two looks for a run that is not known yet."""
 _TERMINATED_WAIT_S: Final = 10.0
 _WATCH_SLICE_S: Final = 30.0
 

@@ -202,6 +202,10 @@ class ControlStep(Enum):
     """The run has ended, unless by this very command."""
 
 
+Decision: TypeAlias = Event[ApprovalDecided] | Event[EventRaised]
+"""What is handed to a run: a decision, or an event raised for it."""
+UNKNOWN_RUN_POLL_S: Final = 1.0
+"""Between two looks for a run that is not known yet."""
 CONTROL: Final[Mapping[tuple[ControlAction, Standing], ControlStep]] = {
     ("cancel", "unknown"): ControlStep.WAIT,
     ("cancel", "scheduled"): ControlStep.TERMINATE,
@@ -248,7 +252,7 @@ def refusal(was: Standing) -> ControlRefusal:
 # -- decisions and raised events -----------------------------------------------------------------------
 
 
-def raised_command(event: Event[ApprovalDecided] | Event[EventRaised]) -> RaisedCommand:
+def raised_command(event: Decision) -> RaisedCommand:
     """A decision or raised event as the run's book of asks takes it."""
     data = event.data
     if isinstance(data, EventRaised):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from towline.bridge.answers import Answers, until_published
-from towline.bridge.control import UNKNOWN_RUN_POLL_S
-from towline.bridge.core import raised_command
+from towline.bridge.core import UNKNOWN_RUN_POLL_S, Decision, raised_command
 from towline.bridge.errors import RunUnknownError, SchedulerRefusedError
 from towline.bridge.scheduler import Scheduler
 from towline.bridge.watches import Watches
 from towline.contracts.canonical import canonical_json
 from towline.contracts.durable import DECISION_EVENT
-from towline.contracts.events import ApprovalDecided, ApprovalRefusal, Event, EventRaised
+from towline.contracts.events import ApprovalRefusal
 from towline.delivery import DeadLetter, Deferred, KafkaRecord, Outcome, Retry
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Decision: TypeAlias = Event[ApprovalDecided] | Event[EventRaised]
 _REQUEUE_AFTER_S: Final = 600.0
 
 

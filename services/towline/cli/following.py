@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from towline.cli.errors import CliError
-from towline.cli.output import Printer, hint
+from towline.cli.output import Printer, hint, json_line
+from towline.cli.sse import Message
+from towline.cli.stream_view import StreamView
 from towline.cli.topics import read
 from towline.contracts.events import OUTCOME_MODELS, Event, RunCompleted
 from towline.contracts.settings import KafkaSettings
@@ -27,9 +30,39 @@ async def follow(run_id: str, settings: KafkaSettings, printer: Printer) -> int:
 
     url = await relay.find()
     if url is not None:
-        return await relay.show(url, run_id, printer)
+        return await _from_relay(
+            relay.stream(url, run_id),
+            lambda: relay.get_json(url, f"/runs/{run_id}"),
+            StreamView(run_id),
+            printer,
+        )
     hint("no relay: showing events from Kafka, without tokens (set TOWLINE_RELAY_URL for those)")
     return await _from_kafka(run_id, settings, printer)
+
+
+async def _from_relay(
+    messages: AsyncIterator[Message],
+    look_up: Callable[[], Awaitable[Any]],
+    view: StreamView,
+    printer: Printer,
+) -> int:
+    status = 1
+    try:
+        async for message in messages:
+            data: Any = json.loads(message.data)
+            if printer.as_json:
+                printer.line(json_line({"event": message.event, "id": message.id, "data": data}))
+            else:
+                printer.raw(view.text(message.event, data))
+            if message.event == "end":
+                status = 0 if data.get("outcome") == "completed" else 1
+                if status and not printer.as_json:
+                    # The stream's end carries an output only; why there is none is in the run.
+                    printer.raw(view.why(await look_up()))
+    finally:
+        if not printer.as_json:
+            printer.raw(view.end())
+    return status
 
 
 async def _from_kafka(run_id: str, settings: KafkaSettings, printer: Printer) -> int:

@@ -11,9 +11,7 @@ from typing import Any, Final, cast
 import httpx
 
 from towline.cli.errors import CliError
-from towline.cli.output import Printer, json_line
 from towline.cli.sse import Message, Parser
-from towline.cli.stream_view import StreamView
 from towline.contracts.stream import TERMINAL_ENTRY_TYPES
 
 DEFAULT_URL: Final = "http://127.0.0.1:8090"
@@ -101,32 +99,6 @@ async def stream(url: str, run_id: str) -> AsyncGenerator[Message]:
             if loop.time() - lost_at > RESUME_FOR_S:
                 raise CliError(f"the relay at {url} has been away for {RESUME_FOR_S:g} s: see its log")
             await asyncio.sleep(0.5)
-
-
-async def show(url: str, run_id: str, printer: Printer) -> int:
-    """Print a run's stream until it ends. The exit status: 0 if it completed, else 1.
-
-    Raises:
-        CliError: The run is not known, or its stream cannot be read.
-    """
-    view = StreamView(run_id)
-    status = 1
-    try:
-        async for message in stream(url, run_id):
-            data: Any = json.loads(message.data)
-            if printer.as_json:
-                printer.line(json_line({"event": message.event, "id": message.id, "data": data}))
-            else:
-                printer.raw(view.text(message.event, data))
-            if message.event == "end":
-                status = 0 if data.get("outcome") == "completed" else 1
-                if status and not printer.as_json:
-                    # The stream's end carries an output only; why there is none is in the run.
-                    printer.raw(view.why(await get_json(url, f"/runs/{run_id}")))
-    finally:
-        if not printer.as_json:
-            printer.raw(view.end())
-    return status
 
 
 def check(answer: httpx.Response, url: str) -> None:
