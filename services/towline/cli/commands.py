@@ -12,6 +12,7 @@ import typer
 from towline.cli import inputs
 from towline.cli.answers import listening, verdict
 from towline.cli.connection import CONNECT_TIMEOUT_S
+from towline.cli.errors import UsageError
 from towline.cli.following import follow as follow_run
 from towline.cli.output import Printer, event_json, hint, printable, warn
 from towline.cli.run import execute
@@ -48,6 +49,9 @@ Wait: TypeAlias = Annotated[
 ]
 Send: TypeAlias = Callable[[Run, Any], Awaitable[str]]
 """Publishes a command; given the run and what was parsed of the command line."""
+
+Signing: TypeAlias = tuple[Path | None, str | None]
+"""File with the key that signs, if it is to be signed; and whom it vouches for."""
 
 Reason: TypeAlias = Annotated[str | None, typer.Option(help="For the record.")]
 
@@ -142,12 +146,18 @@ def raise_event(
     as_json: Json = False,
 ) -> None:
     """Raise an external event in a run."""
+
+    def parse() -> Any:
+        if approver is not None and signing_key_file is None:
+            raise UsageError("--approver: says nothing without --signing-key-file")
+        return inputs.read_json(data, "--data")
+
     _command(
         run_id,
         lambda run, parsed: run.raise_event(name, parsed, approver=approver),
         {"name": name},
-        parse=lambda: inputs.read_json(data, "--data"),
-        signing_key_file=signing_key_file,
+        parse=parse,
+        signing=(signing_key_file, approver),
         wait=wait,
         as_json=as_json,
     )
@@ -200,7 +210,7 @@ def _decide(
         send,
         {"approval_id": approval_id, "approved": approved},
         parse=lambda: inputs.json_object(data, "--data"),
-        signing_key_file=signing_key_file,
+        signing=(signing_key_file, said["approver"]),
         wait=wait,
         as_json=as_json,
     )
@@ -214,7 +224,7 @@ def _command(
     wait: float,
     as_json: bool,
     parse: Callable[[], Any] = lambda: None,
-    signing_key_file: Path | None = None,
+    signing: Signing = (None, None),
 ) -> None:
     execute(
         _send(
@@ -222,7 +232,7 @@ def _command(
             send,
             said,
             parse=parse,
-            signing_key_file=signing_key_file,
+            signing=signing,
             wait_s=wait,
             as_json=as_json,
         )
@@ -235,14 +245,14 @@ async def _send(
     said: dict[str, Any],
     *,
     parse: Callable[[], Any],
-    signing_key_file: Path | None,
+    signing: Signing,
     wait_s: float,
     as_json: bool,
 ) -> int:
     """Publish and show the answer. 1 if the command was refused, `NO_ANSWER` if no answer came in time."""
     inputs.run_id(run_id)
     parsed, settings = parse(), KafkaSettings()
-    signer = None if signing_key_file is None else inputs.signer(signing_key_file, settings)
+    signer = inputs.signer(*signing, settings)
     async with AsyncExitStack() as opened:
         client = await opened.enter_async_context(
             TowlineClient(settings, source=SOURCE, connect_timeout_s=CONNECT_TIMEOUT_S, signer=signer)

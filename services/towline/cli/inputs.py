@@ -87,12 +87,16 @@ def json_object(text: str | None, option: str) -> dict[str, Any] | None:
     return value  # pyright: ignore[reportUnknownVariableType] - parsed JSON
 
 
-def signer(file: Path, settings: KafkaSettings) -> DecisionSigner:
-    """What signs decisions with the private key in `file`.
+def signer(file: Path | None, approver: str | None, settings: KafkaSettings) -> DecisionSigner | None:
+    """What signs decisions of `approver` with the private key in `file`; None without a file.
 
     Raises:
-        UsageError: There is none in it, or what is needed to sign is not installed.
+        UsageError: There is no key in it, nobody to sign for, or what is needed to sign is not installed.
     """
+    if file is None:
+        return None
+    if not approver:
+        raise UsageError("--approver: is missing: --signing-key-file vouches for it, so name who decides")
     option = f"--signing-key-file {file}"
     try:
         from towline.contracts.signing import DecisionSigner

@@ -36,10 +36,10 @@ _log = logging.getLogger(__name__)
 _POLL_MS: Final = 300
 _POLL_HELD_MS: Final = 20
 """Between two looks at outcomes that should be ready, but whose run's last tokens are still missing."""
-_READS_PER_S: Final = 50
+_READS_PER_S: Final = 20
 _READS_AT_ONCE: Final = 8
 """A read that brings something costs round trips however little it brings. A few runs in flight never reach
-this rate and wait for nothing; beyond it, what comes within 20 ms shares a read."""
+this rate and wait for nothing; beyond it, what comes within 50 ms shares a read."""
 _BATCH_COUNT: Final = 500
 _HELD_MAX: Final = 5_000
 _HELD_CHARS_MAX: Final = 32 * 1024 * 1024

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Iterator
 
 import grpc
@@ -91,3 +93,51 @@ def test_many_calls_at_once_are_all_answered(channel: grpc.Channel) -> None:
     ]
 
     assert [call.result(30).instanceId for call in calls] == [f"many-{number}" for number in range(300)]
+
+
+@pytest.mark.parametrize("size", [10, 30_000])
+def test_a_burst_of_work_arrives_whole_and_in_order_however_large(channel: grpc.Channel, size: int) -> None:
+    """They leave in series of limited size; a worker that reads slowly stops them in the midst."""
+    stub = TaskHubSidecarServiceStub(channel)
+    hub = (("taskhub", f"burst-{size}"),)
+    ids = [f"burst-{size}-{number}" for number in range(60)]
+    for instance in ids:
+        request = pb.CreateInstanceRequest(instanceId=instance, name="any")
+        request.input.value = f'"{instance}{"x" * size}"'
+        stub.StartInstance(request, metadata=hub, timeout=10)
+
+    stream = stub.GetWorkItems(pb.GetWorkItemsRequest(), metadata=hub)
+    arrived: list[str] = []
+    for item in stream:
+        if item.HasField("orchestratorRequest"):
+            arrived.append(item.orchestratorRequest.instanceId)
+            started = item.orchestratorRequest.newEvents[1].executionStarted
+            assert started.input.value == f'"{arrived[-1]}{"x" * size}"'
+        if len(arrived) % 20 == 0:
+            time.sleep(0.1)
+        if len(arrived) == len(ids):
+            break
+    stream.cancel()
+
+    assert arrived == ids
+
+
+def test_a_worker_that_hangs_up_within_a_burst_loses_nothing(channel: grpc.Channel) -> None:
+    stub = TaskHubSidecarServiceStub(channel)
+    hub = (("taskhub", "hangs-up"),)
+    ids = [f"hangs-up-{number}" for number in range(100)]
+    for instance in ids:
+        request = pb.CreateInstanceRequest(instanceId=instance, name="any")
+        request.input.value = f'"{"x" * 20_000}"'
+        stub.StartInstance(request, metadata=hub, timeout=10)
+
+    for _ in range(5):
+        stream = stub.GetWorkItems(pb.GetWorkItemsRequest(), metadata=hub)
+        next(item for item in stream if item.HasField("orchestratorRequest"))
+        stream.cancel()
+    stream = stub.GetWorkItems(pb.GetWorkItemsRequest(), metadata=hub, timeout=30)
+    work = (item.orchestratorRequest.instanceId for item in stream if item.HasField("orchestratorRequest"))
+    arrived = list(itertools.islice(work, len(ids)))
+    stream.cancel()
+
+    assert sorted(arrived) == sorted(ids)

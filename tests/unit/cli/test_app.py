@@ -24,6 +24,9 @@ runner = CliRunner()
         (["publish", "t", "--tag", "x"], "--tag 'x': must be key=value"),
         (["approve", "a b", "x"], "run id 'a b': must be"),
         (["approve", "r", "x", "--data", "[1]"], "--data: must be a JSON object"),
+        (["approve", "r", "x", "--signing-key-file", "key"], "--approver: is missing"),
+        (["raise-event", "r", "x", "--signing-key-file", "key"], "--approver: is missing"),
+        (["raise-event", "r", "x", "--approver", "ann"], "--approver: says nothing without"),
         (["tail", "a/b"], "run id 'a/b': must be"),
     ],
 )

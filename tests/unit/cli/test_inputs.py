@@ -100,5 +100,5 @@ def test_a_file_without_a_signing_key_is_refused_by_name(
     if content is not None:
         file.write_text(content)
     with pytest.raises(UsageError) as refused:
-        inputs.signer(file, KafkaSettings())
+        inputs.signer(file, "ann", KafkaSettings())
     assert str(refused.value).startswith(f"--signing-key-file {file}: {why}")

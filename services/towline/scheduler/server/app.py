@@ -80,6 +80,7 @@ class Server:
             **Admin(runtime, self._readers, binding).handlers(),
         }
         self._grpc = CoreServer(handlers, _options(settings))
+        runtime.on_commit = self._grpc.corks.hold
         self._bind()
         self._grpc.start()
         self._upkeep = Upkeep(

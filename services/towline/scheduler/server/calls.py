@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Final
 
 import grpc
 from durabletask.internal import orchestrator_service_pb2 as pb
@@ -19,9 +20,13 @@ from towline.scheduler.server.transport import Call
 
 _log = logging.getLogger(__name__)
 
+_SERIES_BYTES: Final = 64 * 1024
+"""Of work items that are encoded before the connection has taken those before them. The core's own limit for
+messages that it keeps together is as large."""
+
 
 class WorkItems:
-    """Writes a worker's stream: one work item after the other, as the connection takes them."""
+    """Writes a worker's stream: work items in series, as the connection takes them."""
 
     def __init__(self, runtime: Runtime, call: Call, stream: Stream) -> None:
         self._runtime = runtime
@@ -50,14 +55,18 @@ class WorkItems:
         stream = self._stream
         if self._over or self._writing:
             return
-        while stream.pending and not stream.closed:
+        messages: list[bytes] = []
+        size = 0
+        while stream.pending and not stream.closed and size < _SERIES_BYTES:
             work = stream.pending.popleft()
             data = HEALTH_PING if work is None else self._runtime.handouts.encode(stream, work)
             if data is not None:
-                self._writing = True
-                self._call.send(data, self._sent)
-                return
-        if stream.closed:
+                messages.append(data)
+                size += len(data)
+        if messages:
+            self._writing = True
+            self._call.send(messages, self._sent)
+        elif stream.closed:
             self._end()
 
     def _sent(self, success: bool) -> None:

@@ -15,11 +15,13 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import grpc
 from grpc._cython import cygrpc
+
+from towline.scheduler.server.corks import Corks
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ _NAMES: Final = (
     "SendStatusFromServerOperation",
     "Server",
     "StatusCode",
+    "WriteFlag",
 )
 if _missing := [name for name in _NAMES if not hasattr(cygrpc, name)]:
     raise ImportError(f"grpcio {grpc.__version__} has no {', '.join(_missing)} any more: install grpcio 1.85")
@@ -45,6 +48,7 @@ _OK: Final[int] = cygrpc.StatusCode.ok
 _QUEUED_REQUESTS: Final = 32
 """Calls that the core may announce before the last one was looked at."""
 _NO_FLAGS: Final = 0
+_MORE_FOLLOWS: Final[int] = cygrpc.WriteFlag.buffer_hint
 _STOP_S: Final = 2.0
 """Seconds that cancelled calls get to end."""
 _DONE: Final = object()
@@ -56,16 +60,18 @@ _SHUT_DOWN: Final = object()
 class Call:
     """One call under way. Used from the loop only."""
 
-    __slots__ = ("_call", "_opened", "_server", "_watched", "ended", "metadata")
+    __slots__ = ("_call", "_opened", "_watched", "ended", "lock", "metadata", "server")
 
     def __init__(self, server: CoreServer, call: Any, metadata: Metadata) -> None:
-        self._server = server
+        self.server = server
         self._call = call
         self._opened = False
         self._watched = False
         self.metadata = metadata
         self.ended = False
         """It has its status, or the caller has gone away."""
+        self.lock = threading.Lock()
+        """Held to send a message or the status: two threads do."""
 
     def watch(self, gone: Callable[[], object]) -> None:
         """Call ``gone`` if the caller cancels, is out of time or disconnects before the call has ended."""
@@ -83,20 +89,15 @@ class Call:
         self._opened = True
         self._call.start_server_batch((cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),), _DONE)
 
-    def send(self, message: bytes, sent: Callable[[bool], None]) -> None:
-        """Send a message of a stream; ``sent`` is told when the next may follow (False: the call is over)."""
+    def send(self, messages: Iterable[bytes], sent: Callable[[bool], None]) -> None:
+        """Send messages of a stream; ``sent`` is told when more may follow (False: the call is over).
 
-        def written(event: Any) -> None:
-            sent(event.success)
-
-        operation = cygrpc.SendMessageOperation(message, _NO_FLAGS)
-        operations = (
-            (operation,)
-            if self._opened
-            else (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS), operation)
-        )
+        One thread sends them all: a message that had to come back to the loop before the next could go
+        would cost both threads a wake-up.
+        """
+        first = () if self._opened else (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),)
         self._opened = True
-        self._call.start_server_batch(operations, written)
+        _Series(self, self._call, deque(messages), sent).begin(first)
 
     async def write(self, message: bytes) -> None:
         """Send one message of a stream.
@@ -104,8 +105,8 @@ class Call:
         Raises:
             ConnectionError: The caller has gone away.
         """
-        future: asyncio.Future[bool] = self._server.loop.create_future()
-        self.send(message, lambda success: None if future.done() else future.set_result(success))
+        future: asyncio.Future[bool] = self.server.loop.create_future()
+        self.send((message,), lambda success: None if future.done() else future.set_result(success))
         if not await future:
             raise ConnectionError("the caller has gone away")
 
@@ -119,24 +120,65 @@ class Call:
             cygrpc.SendMessageOperation(message, _NO_FLAGS),
             cygrpc.SendStatusFromServerOperation(None, _OK, b"", _NO_FLAGS),
         )
+        self.server.corks.before(self._call.peer)
         self._call.start_server_batch(self._with_close(operations), _DONE)
 
     def end(self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "") -> None:
         """End the call with a status and no (further) message."""
-        if self.ended:
-            return
-        self.ended = True
         status = cygrpc.SendStatusFromServerOperation(None, code.value[0], details.encode(), _NO_FLAGS)
         operations = (
             (status,) if self._opened else (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS), status)
         )
-        self._call.start_server_batch(self._with_close(operations), _DONE)
+        with self.lock:
+            if not self.ended:
+                self.ended = True
+                self._call.start_server_batch(self._with_close(operations), _DONE)
 
     def _with_close(self, operations: tuple[Any, ...]) -> tuple[Any, ...]:
         # Every call must have it once, or the core takes the end of this object for a cancel.
         if self._watched:
             return operations
         return (*operations, cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS))
+
+
+class _Series:
+    """Messages of a stream on their way. The first is sent by the loop, the others by the polling thread."""
+
+    __slots__ = ("_call", "_connection", "_core", "_messages", "_sent")
+
+    def __init__(self, call: Call, core: Any, messages: deque[bytes], sent: Callable[[bool], None]) -> None:
+        self._call = call
+        self._core = core
+        self._messages = messages
+        self._sent = sent
+        self._connection = call.server.corks.before(core.peer)
+
+    def begin(self, first: tuple[Any, ...]) -> None:
+        """Send the first, after the operations ``first``."""
+        if self._connection is not None:
+            self._connection.write()
+        if not self._send_next(first):
+            self._end(success=False)
+
+    def written(self, event: Any) -> None:
+        """One of them is written, or could not be. On the polling thread."""
+        if not (event.success and self._messages and self._send_next()):
+            self._end(success=event.success)
+
+    def _end(self, *, success: bool) -> None:
+        if self._connection is not None:
+            self._connection.written()
+        self._call.server.hand_over(self._sent, success)
+
+    def _send_next(self, first: tuple[Any, ...] = ()) -> bool:
+        message = self._messages.popleft()
+        flags = _MORE_FOLLOWS if self._messages else _NO_FLAGS
+        with self._call.lock:
+            if self._call.ended:
+                return False
+            operation = cygrpc.SendMessageOperation(message, flags)
+            self._core.start_server_batch((*first, operation), self)
+        return True
 
 
 class _Close:
@@ -153,6 +195,7 @@ class CoreServer:
 
     def __init__(self, handlers: Mapping[str, Handler], options: Sequence[tuple[str, Any]]) -> None:
         self.loop = asyncio.get_running_loop()
+        self.corks = Corks(self.loop)
         self._handlers = dict(handlers)
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(tuple(options), False)
@@ -195,6 +238,7 @@ class CoreServer:
                 self._server.cancel_all_calls()
                 await self._emptied(_STOP_S / 2)
         self._queue.shutdown()
+        self.corks.close()
         await self.loop.run_in_executor(None, self._thread.join, _STOP_S)
 
     async def _emptied(self, seconds: float) -> bool:
@@ -230,12 +274,14 @@ class CoreServer:
             if event.success:
                 self._receive(event)
         elif tag is _SHUT_DOWN:
-            self._hand_over(self._shut_down, None)
+            self.hand_over(self._shut_down, None)
+        elif type(tag) is _Series:
+            tag.written(event)
         elif type(tag) is _Close:
             if event.batch_operations[0].cancelled():
-                self._hand_over(tag.closed, None)
+                self.hand_over(tag.closed, None)
         else:
-            self._hand_over(tag, event)
+            self.hand_over(tag, event)
 
     def _receive(self, event: Any) -> None:
         call = Call(self, event.call, event.invocation_metadata)
@@ -253,7 +299,8 @@ class CoreServer:
 
         event.call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), received)
 
-    def _hand_over(self, take: Callable[[Any], None], event: Any) -> None:
+    def hand_over(self, take: Callable[[Any], None], event: Any) -> None:
+        """Have the loop take an event."""
         self._events.append((take, event))
         if not self._woken:
             self._woken = True
