@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -228,6 +229,8 @@ def main() -> int:
     parser.add_argument("--limit-s", type=float, default=1_200)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
+    # As by Ctrl-C: what was started is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="towline-flood-") as folder:
         plan = StackPlan(data=Path(folder), app="benchmarks.flood:setup_worker")
         with Stack(plan).running() as stack:

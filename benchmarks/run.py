@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,6 +75,8 @@ def main() -> int:
     if arguments.only_report:
         arguments.merge = True
         return finish(arguments, Results())
+    # As by Ctrl-C: what was started is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if arguments.data_growth:
         new = asyncio.run(campaigns.data_growth(names, arguments.data_growth))
     elif arguments.soak:

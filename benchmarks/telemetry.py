@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -176,6 +177,8 @@ def main() -> None:
     if arguments.sink:
         sink()
         return
+    # As by Ctrl-C: what was started is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with ExitStack() as parts:
         data = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="towline-bench-")))
         kafka = parts.enter_context(KafkaPart(data=data / "kafka"))
