@@ -10,12 +10,13 @@ from benchmarks.end_to_end.systems.dbos import Dbos, DbosTuned
 from benchmarks.end_to_end.systems.restate import Restate, RestateTuned
 from benchmarks.end_to_end.systems.straightforward import Straightforward
 from benchmarks.end_to_end.systems.temporal import Temporal, TemporalTuned
-from benchmarks.end_to_end.systems.towline import Towline
+from benchmarks.end_to_end.systems.towline import Towline, TowlineCore
 
 SYSTEMS: Mapping[str, type[System]] = {
     system.name: system
     for system in (
         Towline,
+        TowlineCore,
         Straightforward,
         Restate,
         RestateTuned,

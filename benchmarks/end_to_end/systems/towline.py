@@ -13,7 +13,7 @@ from redis import Redis
 
 from towline.contracts.cloudevents import encode
 from towline.contracts.events import ApprovalDecided, Event, EventData, RunRequested
-from towline.dev.stack import Stack, StackPlan
+from towline.dev.stack import ROLES, Stack, StackPlan
 
 
 class Towline(System):
@@ -27,6 +27,9 @@ class Towline(System):
     durable = "every step (SQLite, fsynced by group commit), commands and outcomes (Kafka, acks=all)"
     settings: ClassVar[Mapping[str, str]] = {}
     """More `TOWLINE_*` variables."""
+    given: ClassVar[Mapping[str, str]] = {}
+    """Addresses of parts that are not started."""
+    roles: ClassVar[Sequence[str]] = ROLES
 
     def __init__(self, bootstrap: str) -> None:
         super().__init__(bootstrap)
@@ -35,7 +38,8 @@ class Towline(System):
             StackPlan(
                 data=Path(self._folder.name),
                 app="benchmarks.end_to_end.towline_app:setup_worker",
-                given={"TOWLINE_KAFKA_BOOTSTRAP": bootstrap},
+                given={"TOWLINE_KAFKA_BOOTSTRAP": bootstrap, **self.given},
+                roles=self.roles,
                 settings={"TOWLINE_LOG_LEVEL": "WARNING", **self.settings},
                 partitions=PARTITIONS,
             )
@@ -52,7 +56,7 @@ class Towline(System):
 
     @property
     def own(self) -> Sequence[str]:
-        return ("scheduler", "bridge", "worker", "relay")
+        return ("scheduler", *self.roles)
 
     def request(self, run_id: str, kind: Kind, message: str) -> Message:
         return self._message(RunRequested(run_id=run_id, run_type=kind, input=message), run_id)
@@ -80,15 +84,37 @@ class Towline(System):
 
     def stored_kb(self) -> Mapping[str, float]:
         """The scheduler's files, Valkey's memory."""
-        files = (Path(self._folder.name) / "scheduler" / "data").rglob("*")
-        disk = sum(file.stat().st_size for file in files if file.is_file())
+        disk = {"disk": self._disk_kb()}
+        if "TOWLINE_REDIS_URL" in self.given:
+            return disk
         client_class: Any = Redis  # its methods have no types
         with client_class.from_url(self._stack.redis_url) as client:
             memory: dict[str, int] = client.info("memory")
-        return {"disk": disk / 1024, "redis": memory["used_memory"] / 1024}
+        return {**disk, "redis": memory["used_memory"] / 1024}
+
+    def _disk_kb(self) -> float:
+        files = (Path(self._folder.name) / "scheduler" / "data").rglob("*")
+        return sum(file.stat().st_size for file in files if file.is_file()) / 1024
 
     def _message(self, data: EventData, event_id: str) -> Message:
         record = encode(Event(id=event_id, source="bench", data=data))
         assert record.key is not None
         assert record.value is not None
         return Message(self._stack.kafka.topics.name(data.topic), record.key, record.value, record.headers)
+
+
+class TowlineCore(Towline):
+    """What the others do and no more: no streams, no index of runs."""
+
+    name = "towline-core"
+    about = (
+        "As towline, but bridge, worker and scheduler only (`TOWLINE_STREAM_ENABLED=false`): no Redis and no "
+        "relay, so no streams of tokens and no index of runs, as the others have none."
+    )
+    settings: ClassVar[Mapping[str, str]] = {
+        "TOWLINE_STREAM_ENABLED": "false",
+        # With the topics of `Towline`, each would do a part of the other's runs.
+        "TOWLINE_KAFKA_TOPIC_PREFIX": "towline-core.",
+    }
+    given: ClassVar[Mapping[str, str]] = {"TOWLINE_REDIS_URL": "redis://127.0.0.1:1"}
+    roles: ClassVar[Sequence[str]] = ("bridge", "worker")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -64,9 +64,17 @@ class InstrumentAgent(Protocol):
         ...
 
 
-def no_instrumentation(agent: Any, registered_name: str) -> Any:
+class HostAgent(Protocol):
+    """Called for each agent that is registered; answers the agent to host."""
+
+    def __call__(self, agent: Any, registered_name: str, *, heard: bool) -> Any:
+        """Wrap `agent`. `heard`: the app has a callback for what it streams."""
+        ...
+
+
+def no_instrumentation(agent: Any, registered_name: str, *, heard: bool = False) -> Any:
     """The default: the agent as it is."""
-    del registered_name
+    del registered_name, heard
     return agent
 
 
@@ -112,10 +120,15 @@ class ObservedAgent:
         agent: The agent to host.
         name: The name under which it is registered.
         observers: Who watches.
+        streams: Whether anybody listens while the agent speaks. If not, it is called unstreamed, which takes
+            half of the CPU, although its entity always asks for a stream.
     """
 
-    def __init__(self, agent: Any, name: str, observers: Sequence[TurnObserver] = ()) -> None:
+    def __init__(
+        self, agent: Any, name: str, observers: Sequence[TurnObserver] = (), *, streams: bool = True
+    ) -> None:
         self._agent = agent
+        self._streams = streams
         self._registered_name = name
         self._observers = tuple(observers)
         self.id = agent.id
@@ -144,6 +157,8 @@ class ObservedAgent:
             arguments["session"] = session
         if about is None:
             return self._agent.run(messages, stream=stream, **arguments)
+        if stream and not self._streams:
+            return _Whole(lambda: self._run_whole(about, messages, arguments))
         if stream:
             recorders = _Recorders(self._observers, about, self._registered_name)
             return _WatchedStream(self._agent, about, recorders, messages, arguments)
@@ -198,6 +213,27 @@ class _WatchedStream:
             raise
         self._recorders.tell("on_finish", response)
         return response
+
+
+class _Whole:
+    """What stands for the stream of a turn to which nobody listens: no updates, then the response."""
+
+    def __init__(self, run: Callable[[], Awaitable[AgentResponse]]) -> None:
+        self._run = run
+        self._response: AgentResponse | None = None
+
+    def __aiter__(self) -> AsyncIterator[AgentResponseUpdate]:
+        return self
+
+    async def __anext__(self) -> AgentResponseUpdate:
+        await self.get_final_response()
+        raise StopAsyncIteration
+
+    async def get_final_response(self) -> AgentResponse:
+        """The whole response."""
+        if self._response is None:
+            self._response = await self._run()
+        return self._response
 
 
 def _turn_of(about: Any) -> _TurnOf | None:

@@ -38,7 +38,8 @@ class Host:
         publisher: Where events go; started, and stopped by whoever made it.
         settings: The worker's own.
         scheduler: Where the scheduler is.
-        observers: Watch every agent turn.
+        observers: Watch every agent turn. Without any, and without a callback of the app's, agents are not
+            asked to stream.
         instrument_agent: Wraps every agent, inside of what the host itself wraps around it.
         payloads: Takes what is too large for a history; opened and closed by whoever made it.
         inline_bytes: What is larger goes there.
@@ -63,6 +64,7 @@ class Host:
         self._settings = settings
         self._scheduler = scheduler
         self._observers = (instruments.TurnMetrics(), *observers)
+        self._streams = bool(observers)
         self._instrument_agent = instrument_agent
         self._payloads = payloads
         self._inline_bytes = inline_bytes
@@ -202,8 +204,13 @@ class Host:
             return "Kafka does not take events: turns wait"
         return None
 
-    def _instrument(self, agent: Any, registered_name: str) -> Any:
-        return ObservedAgent(self._instrument_agent(agent, registered_name), registered_name, self._observers)
+    def _instrument(self, agent: Any, registered_name: str, *, heard: bool) -> Any:
+        return ObservedAgent(
+            self._instrument_agent(agent, registered_name),
+            registered_name,
+            self._observers,
+            streams=self._streams or heard,
+        )
 
     def _make_worker(self, outlet: Outlet, source: str) -> TowlineWorker:
         settings = self._settings

@@ -12,7 +12,7 @@ from typing import Any
 
 from towline.contracts.events import RunTypeInfo
 from towline.worker import agent_runs, sdk
-from towline.worker.agents import InstrumentAgent
+from towline.worker.agents import HostAgent
 from towline.worker.errors import AppLoadError
 from towline.worker.registry import HOST_PREFIX, Catalog, first_line
 from towline.worker.worker import TowlineWorker
@@ -71,7 +71,7 @@ def load(target: str) -> LoadedApp:
 
 
 def set_up(
-    app: LoadedApp, worker: TowlineWorker, instrument: InstrumentAgent, *, name: str = "", version: str = ""
+    app: LoadedApp, worker: TowlineWorker, instrument: HostAgent, *, name: str = "", version: str = ""
 ) -> Catalog:
     """Let `app` register itself on `worker`, and list what it registers.
 
@@ -82,11 +82,11 @@ def set_up(
     agents: dict[str, str | None] = {}
     found_workflows: list[Any] = []
 
-    def on_agent(agent: Any, registered_name: str, of_workflow: bool) -> Any:
+    def on_agent(agent: Any, registered_name: str, of_workflow: bool, heard: bool) -> Any:
         worker.agent_names[registered_name.casefold()] = registered_name
         if not of_workflow:
             agents[registered_name] = getattr(agent, "description", None)
-        return instrument(agent, registered_name)
+        return instrument(agent, registered_name, heard=heard)
 
     with sdk.watch_registrations(worker, on_agent=on_agent, on_workflow=found_workflows.append):
         try:

@@ -38,6 +38,18 @@ class Recorder:
         self._heard.append((hook, what))
 
 
+class Client(ScriptedChatClient):
+    """Remembers how it was called."""
+
+    def __init__(self, reply: Any) -> None:
+        super().__init__(reply)
+        self.streamed: list[bool] = []
+
+    def _inner_get_response(self, *, stream: bool, **more: Any) -> Any:
+        self.streamed.append(stream)
+        return super()._inner_get_response(stream=stream, **more)
+
+
 def observed(reply: Any, *, broken: bool = False) -> tuple[ObservedAgent, list[tuple[str, Any]]]:
     heard: list[tuple[str, Any]] = []
     agent = Agent(client=ScriptedChatClient(reply), name="Writer", instructions="write")
@@ -64,6 +76,31 @@ async def test_a_whole_turn_is_told_too() -> None:
     response = await agent.run("hi", options={"towline": ABOUT})
     assert response.text == "one two"
     assert [hook for hook, _ in heard] == ["start", "finish"]
+
+
+async def test_an_agent_to_which_nobody_listens_is_called_whole_though_its_entity_asks_for_a_stream() -> None:
+    heard: list[tuple[str, Any]] = []
+    client = Client("one two")
+    agent = ObservedAgent(Agent(client=client, name="Writer"), "Registered", [Recorder(heard)], streams=False)
+    assert await streamed(agent, towline=ABOUT) == "one two"
+    assert client.streamed == [False]
+    assert heard == [("start", ("run-1", "1", "Registered")), ("finish", "one two")]
+
+
+async def test_an_agent_to_which_somebody_listens_is_called_streamed() -> None:
+    client = Client("one two")
+    agent = ObservedAgent(Agent(client=client, name="Writer"), "Registered", [Recorder([])])
+    assert await streamed(agent, towline=ABOUT) == "one two"
+    assert client.streamed == [True]
+
+
+async def test_an_unheard_agent_that_fails_is_told_as_an_error() -> None:
+    heard: list[tuple[str, Any]] = []
+    client = Client(Reply(text="one", error=OSError("gone")))
+    agent = ObservedAgent(Agent(client=client, name="Writer"), "Registered", [Recorder(heard)], streams=False)
+    with pytest.raises(Exception, match="gone"):
+        await streamed(agent, towline=ABOUT)
+    assert [hook for hook, _ in heard] == ["start", "error"]
 
 
 async def test_a_stream_that_fails_is_told_as_an_error_and_the_second_call_as_another_execution() -> None:

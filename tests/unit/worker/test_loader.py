@@ -86,7 +86,8 @@ def test_agents_and_orchestrations_are_listed_and_the_hosts_own_are_not() -> Non
 def test_agents_are_instrumented_whichever_way_they_are_registered() -> None:
     seen: list[str] = []
 
-    def instrument(each: Any, registered_name: str) -> Any:
+    def instrument(each: Any, registered_name: str, *, heard: bool) -> Any:
+        assert not heard
         seen.append(registered_name)
         return each
 
@@ -94,6 +95,28 @@ def test_agents_are_instrumented_whichever_way_they_are_registered() -> None:
     app.agent(agent("Writer"))
     set_up(LoadedApp(app, "a", "1"), make_worker(), instrument)
     assert seen == ["Writer"]
+
+
+@pytest.mark.parametrize("all_agents", [True, False])
+def test_an_app_that_listens_to_its_agents_says_so(all_agents: bool) -> None:
+    class Callback:
+        async def on_streaming_response_update(self, update: Any, context: Any) -> None: ...
+
+        async def on_agent_response(self, response: Any, context: Any) -> None: ...
+
+    heard_by_name: dict[str, bool] = {}
+
+    def instrument(each: Any, registered_name: str, *, heard: bool) -> Any:
+        heard_by_name[registered_name] = heard
+        return each
+
+    def register(worker: Any) -> None:
+        agents = DurableAIAgentWorker(worker, callback=Callback() if all_agents else None)
+        agents.add_agent(agent("One"))
+        agents.add_agent(agent("Two"), callback=None if all_agents else Callback())
+
+    set_up(LoadedApp(register, "a", "1"), make_worker(), instrument)
+    assert heard_by_name == {"One": all_agents, "Two": True}
 
 
 def test_registrations_on_other_workers_are_left_alone() -> None:

@@ -18,7 +18,7 @@ WORKFLOW_PREFIX: Final = "dafx-"
 def watch_registrations(
     worker: TaskHubGrpcWorker,
     *,
-    on_agent: Callable[[Any, str, bool], Any],
+    on_agent: Callable[[Any, str, bool, bool], Any],
     on_workflow: Callable[[Any], None],
 ) -> Generator[None]:
     """While the block runs, see the agents and workflows that are registered on `worker`.
@@ -28,8 +28,8 @@ def watch_registrations(
 
     Args:
         worker: Registrations on other workers are left alone.
-        on_agent: Gets the agent, the name that it is registered under and whether a workflow registers
-            it; returns the agent to host.
+        on_agent: Gets the agent, the name that it is registered under, whether a workflow registers it and
+            whether the app has a callback for what it streams; returns the agent to host.
         on_workflow: Gets each top-level workflow.
     """
     original_add, original_configure = DurableAIAgentWorker.add_agent, DurableAIAgentWorker.configure_workflow
@@ -38,7 +38,8 @@ def watch_registrations(
         if self._worker is worker:
             name = entity_id or agent.name
             if name and name not in self._registered_agents:
-                agent = on_agent(agent, name, entity_id is not None)
+                heard = callback is not None or self._callback is not None
+                agent = on_agent(agent, name, entity_id is not None, heard)
         original_add(self, agent, callback, entity_id=entity_id)
 
     def configure_workflow(self: Any, workflow: Any, callback: Any = None) -> None:
