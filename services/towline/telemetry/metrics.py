@@ -117,8 +117,8 @@ METRICS: Final[Mapping[MetricName, Metric]] = {
         "One execution of an agent turn, model and tool calls included: ok, error or cancelled.", _MODEL_S,
     ),
     "towline.agent.time_to_first_token": Metric(
-        "histogram", "s", "worker", ("agent",), "From the beginning of a streamed turn to its first text.",
-        _MODEL_S,
+        "histogram", "s", "worker", ("agent",),
+        "From the beginning of a streamed turn to its first text. None without streams.", _MODEL_S,
     ),
     "towline.agent.tool_calls": Metric(
         "counter", "{call}", "worker", ("agent", "tool"), "Tools that agents called."
