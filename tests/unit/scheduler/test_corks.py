@@ -57,6 +57,21 @@ async def known(exits: ExitStack, pair: Pair) -> tuple[Corks, Connection]:
     return corks, found
 
 
+def answer(corks: Corks, pair: Pair, message: bytes) -> None:
+    """Somebody gets an answer after a commit."""
+    corks.hold()
+    assert corks.before(lambda: pair.peer) is not None
+    pair.server.send(message)
+
+
+def begin_series(corks: Corks, connection: Connection, pair: Pair, message: bytes) -> None:
+    """A series of messages begins after a commit, with this one."""
+    corks.hold()
+    assert corks.before(lambda: pair.peer) is connection
+    connection.write()
+    pair.server.send(message)
+
+
 async def passes(count: int) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
@@ -88,9 +103,7 @@ async def test_what_is_made_runnable_by_a_commit_and_written_in_the_next_pass_is
         corks.before(lambda: pair.peer)
         pair.server.send(b"work")
 
-    corks.hold()
-    corks.before(lambda: pair.peer)
-    pair.server.send(b"answer ")
+    answer(corks, pair, b"answer ")
     loop.call_soon(write_work)
     await passes(4)
 
@@ -111,10 +124,7 @@ async def test_a_series_that_another_thread_goes_on_with_is_kept_together(exits:
     pair = Pair(exits)
     corks, connection = await known(exits, pair)
 
-    corks.hold()
-    assert corks.before(lambda: pair.peer) is connection
-    connection.write()
-    pair.server.send(b"first ")
+    begin_series(corks, connection, pair, b"first ")
     await passes(3)
     assert pair.received() == b""
 
@@ -133,10 +143,7 @@ async def test_a_series_that_gets_stuck_keeps_nothing_back_for_long(exits: ExitS
     pair = Pair(exits)
     corks, connection = await known(exits, pair)
 
-    corks.hold()
-    corks.before(lambda: pair.peer)
-    connection.write()
-    pair.server.send(b"first")
+    begin_series(corks, connection, pair, b"first")
     await asyncio.sleep(0.02)
 
     assert pair.received() == b"first"  # by itself the kernel would keep it for 0.2 s
@@ -148,10 +155,7 @@ async def test_a_series_that_gets_stuck_keeps_nothing_back_for_long(exits: ExitS
 async def test_a_commit_during_a_series_keeps_what_follows_from_it(exits: ExitStack) -> None:
     pair = Pair(exits)
     corks, connection = await known(exits, pair)
-    corks.hold()
-    corks.before(lambda: pair.peer)
-    connection.write()
-    pair.server.send(b"series ")
+    begin_series(corks, connection, pair, b"series ")
     await passes(3)
 
     corks.hold()
@@ -206,9 +210,7 @@ async def test_whoever_is_not_found_is_served_all_the_same(exits: ExitStack, pee
 async def test_sockets_are_given_back_at_the_end(exits: ExitStack) -> None:
     pair = Pair(exits)
     corks, connection = await known(exits, pair)
-    corks.hold()
-    corks.before(lambda: pair.peer)
-    pair.server.send(b"held")
+    answer(corks, pair, b"held")
 
     corks.close()
     assert pair.received() == b"held"

@@ -58,7 +58,7 @@ _SHUT_DOWN: Final = object()
 
 
 class Call:
-    """One call under way. Used from the loop only."""
+    """One call under way. Used from the loop, but for the messages of a series."""
 
     __slots__ = ("_call", "_opened", "_watched", "ended", "lock", "metadata", "server")
 
@@ -125,14 +125,15 @@ class Call:
 
     def end(self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "") -> None:
         """End the call with a status and no (further) message."""
-        status = cygrpc.SendStatusFromServerOperation(None, code.value[0], details.encode(), _NO_FLAGS)
-        operations = (
-            (status,) if self._opened else (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS), status)
-        )
         with self.lock:
-            if not self.ended:
-                self.ended = True
-                self._call.start_server_batch(self._with_close(operations), _DONE)
+            if self.ended:
+                return
+            self.ended = True
+            status = cygrpc.SendStatusFromServerOperation(None, code.value[0], details.encode(), _NO_FLAGS)
+            operations = (
+                (status,) if self._opened else (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS), status)
+            )
+            self._call.start_server_batch(self._with_close(operations), _DONE)
 
     def _with_close(self, operations: tuple[Any, ...]) -> tuple[Any, ...]:
         # Every call must have it once, or the core takes the end of this object for a cancel.
