@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from redis import Redis
 
 from towline.contracts.cloudevents import encode
 from towline.contracts.events import ApprovalDecided, Event, EventData, RunRequested
+from towline.contracts.topics import Topics
 from towline.dev.stack import ROLES, Stack, StackPlan
 
 
@@ -45,10 +47,14 @@ class Towline(System):
             )
         )
 
+    @cached_property
+    def _topics(self) -> Topics:
+        # Made once: the stack reads its settings each time it is asked, which takes longer than a record.
+        return self._stack.kafka.topics
+
     @property
     def listens(self) -> Sequence[str]:
-        topics = self._stack.kafka.topics
-        return (topics.events, topics.results)
+        return (self._topics.events, self._topics.results)
 
     @property
     def processes(self) -> Mapping[str, int]:
@@ -70,7 +76,7 @@ class Towline(System):
         if kind == b"towline.approval.requested.v1":
             data = json.loads(record.value)
             return Said(data["run_id"], asks=data["approval_id"])
-        if record.topic == self._stack.kafka.topics.results:
+        if record.topic == self._topics.results:
             data = json.loads(record.value)
             return Said(data["run_id"], output=data.get("output", data.get("error")))
         return None
@@ -100,7 +106,7 @@ class Towline(System):
         record = encode(Event(id=event_id, source="bench", data=data))
         assert record.key is not None
         assert record.value is not None
-        return Message(self._stack.kafka.topics.name(data.topic), record.key, record.value, record.headers)
+        return Message(self._topics.name(data.topic), record.key, record.value, record.headers)
 
 
 class TowlineCore(Towline):
