@@ -68,3 +68,80 @@ def test_within_a_class_work_goes_out_in_the_order_in_which_it_came(dispatcher: 
     out = handed_out(dispatcher, stream, 20)
 
     assert out == sorted(out)
+
+
+
+def take(dispatcher: Dispatcher, stream: Stream) -> str:
+    """The instance whose turn `stream` has next; the turn is its id, and is not answered yet."""
+    work = stream.pending.popleft()
+    assert work is not None
+    assert isinstance(work.subject, tuple)
+    work.token = work.subject[1]
+    dispatcher.sent(stream, work)
+    return work.token
+
+
+def run_turn(dispatcher: Dispatcher, stream: Stream, instance: str) -> None:
+    """A turn of `instance`, which `stream` gets and answers."""
+    dispatcher.offer(turn("run", instance, fresh=True))
+    assert take(dispatcher, stream) == instance
+    dispatcher.answered(stream, instance)
+
+
+@pytest.fixture
+def workers(dispatcher: Dispatcher) -> tuple[Stream, Stream]:
+    """Two, of one turn each at a time; of equally busy ones the first gets work."""
+    first, second = stream_of(1), stream_of(1)
+    dispatcher.attach(first)
+    dispatcher.attach(second)
+    return first, second
+
+
+def test_a_turn_goes_to_the_worker_that_had_the_instances_last_one(
+    dispatcher: Dispatcher, workers: tuple[Stream, Stream]
+) -> None:
+    first, second = workers
+    dispatcher.offer(turn("run", "other", fresh=True))  # the first is busy, so the second gets the instance
+    run_turn(dispatcher, second, "instance")
+    dispatcher.answered(first, take(dispatcher, first))
+
+    dispatcher.offer(turn("run", "instance", fresh=False))
+
+    assert take(dispatcher, second) == "instance"
+
+
+def test_of_what_waits_a_worker_gets_its_own_instances_first(
+    dispatcher: Dispatcher, workers: tuple[Stream, Stream]
+) -> None:
+    first, second = workers
+    run_turn(dispatcher, first, "of the first")
+    dispatcher.offer(turn("run", "busy", fresh=True))
+    run_turn(dispatcher, second, "of the second")
+    dispatcher.offer(turn("run", "busy too", fresh=True))
+    for instance in ("by age", "of the second", "of the first"):
+        dispatcher.offer(turn("run", instance, fresh=False))
+    dispatcher.answered(first, take(dispatcher, first))
+    assert take(dispatcher, first) == "by age"
+
+    dispatcher.answered(first, "by age")
+    dispatcher.answered(second, take(dispatcher, second))
+
+    assert take(dispatcher, first) == "of the first"
+    assert take(dispatcher, second) == "of the second"
+
+
+def test_an_instance_whose_worker_is_full_or_gone_goes_to_another_one(
+    dispatcher: Dispatcher, workers: tuple[Stream, Stream]
+) -> None:
+    first, second = workers
+    run_turn(dispatcher, first, "instance")
+    dispatcher.offer(turn("run", "busy", fresh=True))
+
+    dispatcher.offer(turn("run", "instance", fresh=False))
+    assert take(dispatcher, second) == "instance"
+    dispatcher.answered(second, "instance")
+
+    dispatcher.detach(second)
+    dispatcher.answered(first, take(dispatcher, first))
+    dispatcher.offer(turn("run", "instance", fresh=False))
+    assert take(dispatcher, first) == "instance"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -122,6 +122,10 @@ class Stream:
 _Key: TypeAlias = tuple[str, str, bool]
 _FAIR_EVERY: Final = 8
 """Of so many work items one is handed out by its age alone."""
+_HAD_TURN_MAX: Final = 10_000
+"""Instances of which it is known who had their last turn."""
+_LOOK_AHEAD: Final = 16
+"""So far into a queue a worker's own instances are looked for."""
 
 
 class Dispatcher:
@@ -130,6 +134,9 @@ class Dispatcher:
     Instances under way go before new ones: in a flood of these, a decision would otherwise wait until all
     that were started before it had their first turn, and all of them would be under way at once. One item
     in eight is handed out by age alone, so that new instances are never shut out.
+
+    A turn goes to the worker that had the instance's last one, if that has room: it may have kept the code
+    where it waits, where any other one replays the run from its beginning.
     """
 
     def __init__(self) -> None:
@@ -138,6 +145,8 @@ class Dispatcher:
         self._queues: dict[tuple[int, Kind], dict[_Key, deque[Work]]] = {}
         self._queued: set[tuple[Kind, int | tuple[int, str]]] = set()
         self._held_back: set[tuple[Kind, int | tuple[int, str]]] = set()
+        self._had_turn: OrderedDict[Subject, Stream] = OrderedDict()
+        """Whom instances had their last turn from, while a hub has several workers."""
         self._number = 0
         self._picked = 0
         self.waiting = [0, 0, 0]
@@ -196,6 +205,7 @@ class Dispatcher:
     def _choose(self, work: Work) -> Stream | None:
         if self._paused:
             return None
+        had_turn = self._had_turn.get(work.subject) if work.kind is Kind.ORCHESTRATION else None
         best: Stream | None = None
         best_load = 0
         for stream in self.streams.get(work.hub, ()):
@@ -205,6 +215,8 @@ class Dispatcher:
                 or not stream.accepts(work.kind, work.name, work.version)
             ):
                 continue
+            if stream is had_turn and stream is not work.lost_by:
+                return stream
             load = stream.load + (1_000_000 if stream is work.lost_by else 0)
             if best is None or load < best_load:
                 best, best_load = stream, load
@@ -227,10 +239,27 @@ class Dispatcher:
             if best is None:
                 return
             self._picked += 1
-            work = best.popleft()
+            work = best.popleft() if by_age else self._pop(best, stream)
             if not best:
                 del queues[work.name, work.version, work.fresh]
             self._assign(stream, work)
+
+    def _pop(self, queue: deque[Work], stream: Stream) -> Work:
+        """The first that `stream` had before, if one is near the head; else the head."""
+        if self._had_turn and queue[0].kind is Kind.ORCHESTRATION and not queue[0].fresh:
+            for index in range(min(len(queue), _LOOK_AHEAD)):
+                if self._had_turn.get(queue[index].subject) is stream:
+                    work = queue[index]
+                    del queue[index]
+                    return work
+        return queue.popleft()
+
+    def _note_turn(self, stream: Stream, subject: Subject) -> None:
+        had_turn = self._had_turn
+        had_turn[subject] = stream
+        had_turn.move_to_end(subject)
+        if len(had_turn) > _HAD_TURN_MAX:
+            had_turn.popitem(last=False)
 
     # -- streams
 
@@ -252,6 +281,8 @@ class Dispatcher:
             streams.remove(stream)
         if not streams:
             self.streams.pop(stream.hub, None)
+        for subject in [subject for subject, had in self._had_turn.items() if had is stream]:
+            del self._had_turn[subject]
         unsent = [work for work in stream.pending if work is not None]
         stream.pending.clear()
         for work in unsent:
@@ -282,6 +313,8 @@ class Dispatcher:
         work = stream.held.pop(token, None)
         if work is not None:
             stream.outstanding[work.kind] -= 1
+            if work.kind is Kind.ORCHESTRATION and len(self.streams.get(stream.hub, ())) > 1:
+                self._note_turn(stream, work.subject)
             self._fill(stream, work.kind)
         return work
 
