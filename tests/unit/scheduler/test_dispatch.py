@@ -70,7 +70,6 @@ def test_within_a_class_work_goes_out_in_the_order_in_which_it_came(dispatcher: 
     assert out == sorted(out)
 
 
-
 def take(dispatcher: Dispatcher, stream: Stream) -> str:
     """The instance whose turn `stream` has next; the turn is its id, and is not answered yet."""
     work = stream.pending.popleft()
