@@ -12,8 +12,8 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
+from towline.http2 import UnaryCalls
 from towline.worker import sdk
-from towline.worker.http2 import UnaryCalls
 
 _log = logging.getLogger(__name__)
 

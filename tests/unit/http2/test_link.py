@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from towline.worker.http2 import frames
-from towline.worker.http2.frames import Frame, FrameReader, Http2Error, Kind, Setting, frame, settings
-from towline.worker.http2.link import Call, Link, NotTakenError
+from towline.http2 import frames
+from towline.http2.frames import Frame, FrameReader, Http2Error, Kind, Setting, frame, settings
+from towline.http2.link import Call, Link, NotTakenError
 
 _frames = st.lists(
     st.tuples(st.sampled_from(Kind), st.integers(0, 255), st.integers(0, 2**31 - 1), st.binary(max_size=300))

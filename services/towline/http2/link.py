@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
-from towline.worker.http2.frames import (
+from towline.http2.frames import (
     ACK,
     END_HEADERS,
     END_STREAM,

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from towline.worker.http2 import UnaryCalls
+from towline.http2 import UnaryCalls
 
 PATIENCE_S: Final = 60.0
 SHORT_S: Final = 0.5

@@ -6,6 +6,6 @@ these go straight to asyncio's transport, all calls of one pass of the loop in o
 docs/performance.md, decided in docs/decisions/0010-reports-over-http2.md.
 """
 
-from towline.worker.http2.calls import UnaryCalls
+from towline.http2.calls import UnaryCalls
 
 __all__ = ["UnaryCalls"]

@@ -8,8 +8,8 @@ from typing import Final
 
 import grpc
 
-from towline.worker.http2.frames import header_block
-from towline.worker.http2.link import Call, Link, NotTakenError, rpc_error
+from towline.http2.frames import header_block
+from towline.http2.link import Call, Link, NotTakenError, rpc_error
 
 _CONNECT_S: Final = 10.0
 _AGAIN_S: Final = 0.02
