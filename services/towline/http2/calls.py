@@ -8,8 +8,9 @@ from typing import Final
 
 import grpc
 
+from towline.http2.exchange import ANSWER_BYTES_MAX, Call, NotTakenError, rpc_error
 from towline.http2.frames import header_block
-from towline.http2.link import Call, Link, NotTakenError, rpc_error
+from towline.http2.link import Link
 
 _CONNECT_S: Final = 10.0
 _AGAIN_S: Final = 0.02
@@ -24,10 +25,12 @@ class UnaryCalls:
     Args:
         host: Name or address.
         port: TCP port.
+        answer_bytes_max: A larger answer is an error.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, answer_bytes_max: int = ANSWER_BYTES_MAX) -> None:
         self._host, self._port = host, port
+        self._answer_bytes_max = answer_bytes_max
         self._link: Link | None = None
         self._connecting: asyncio.Task[Link] | None = None
         self._blocks: dict[tuple[str, float], bytes] = {}
@@ -53,7 +56,7 @@ class UnaryCalls:
             link = self._link
             if link is None or not link.takes_calls:
                 link = await self._connected(ends_at - loop.time())
-            call = Call(block, message, loop.create_future())
+            call = Call(block, message, loop.create_future(), self._answer_bytes_max)
             try:
                 return await self._made(link, call, ends_at)
             except NotTakenError as error:
@@ -85,7 +88,7 @@ class UnaryCalls:
         if call.answer.done():
             return
         link.abandon(call)
-        call.fail(_GIVE_UP, "no answer in time")
+        call.fail(rpc_error(_GIVE_UP, "no answer in time"))
         if link.last_heard < began:
             # Nothing at all has come since: whoever was there is gone without a word.
             link.lose("the peer is silent")

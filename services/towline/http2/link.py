@@ -7,11 +7,11 @@ import struct
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final, cast
-from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 
+from towline.http2.exchange import Call, Code, NotTakenError, rpc_error
 from towline.http2.frames import (
     ACK,
     END_HEADERS,
@@ -31,11 +31,11 @@ from towline.http2.frames import (
     settings,
 )
 
-Code = grpc.StatusCode
 _STREAM_WINDOW: Final = 1 << 24
+_GIVEN_BACK_BYTES: Final = _STREAM_WINDOW // 4
+"""From so many bytes on the peer is told that it may send as many again."""
 _WINDOW_MAX: Final = (1 << 31) - 1
 _FIRST_WINDOW: Final = 65_535
-_ANSWER_BYTES_MAX: Final = 4 << 20
 _LAST_STREAM: Final = (1 << 31) - 1
 _CANCEL: Final = 8
 _REFUSED: Final = 7
@@ -48,73 +48,6 @@ _RESET_CODES: Final[Mapping[int, grpc.StatusCode]] = {
     12: Code.PERMISSION_DENIED,
 }
 """From HTTP/2's error codes, as gRPC's own clients do (doc/PROTOCOL-HTTP2.md); any other is INTERNAL."""
-_HTTP_CODES: Final[Mapping[str, grpc.StatusCode]] = {
-    "400": Code.INTERNAL,
-    "401": Code.UNAUTHENTICATED,
-    "403": Code.PERMISSION_DENIED,
-    "404": Code.UNIMPLEMENTED,
-    "429": Code.UNAVAILABLE,
-    "502": Code.UNAVAILABLE,
-    "503": Code.UNAVAILABLE,
-    "504": Code.UNAVAILABLE,
-}
-_CODES: Final = {str(code.value[0]): code for code in grpc.StatusCode}
-
-
-def rpc_error(code: grpc.StatusCode, details: str) -> grpc.aio.AioRpcError:
-    """A call's failure, as gRPC's own clients tell it."""
-    nothing = grpc.aio.Metadata()
-    return grpc.aio.AioRpcError(code, nothing, nothing, details=details)
-
-
-class NotTakenError(Exception):
-    """The peer has not looked at the call: it may be made again on another connection."""
-
-
-class Call:
-    """One call: what is still to be sent, and what has come."""
-
-    __slots__ = ("_request", "answer", "block", "body", "headers", "stream", "unsent", "window")
-
-    def __init__(self, block: bytes, message: bytes, answer: asyncio.Future[bytes]) -> None:
-        self.block = block
-        """Its headers."""
-        self.answer = answer
-        self._request = b"\0" + len(message).to_bytes(4, "big") + message
-        self.unsent = memoryview(self._request)
-        self.window = 0
-        self.stream = 0
-        self.headers: dict[str, str] = {}
-        self.body = bytearray()
-
-    def rewind(self) -> None:
-        """Nothing of it has been looked at: it may be made again."""
-        self.unsent, self.stream = memoryview(self._request), 0
-        self.headers, self.body = {}, bytearray()
-
-    def fail(self, code: grpc.StatusCode, details: str) -> None:
-        """End it without an answer."""
-        if not self.answer.done():
-            self.answer.set_exception(rpc_error(code, details))
-
-    def not_taken(self, reason: str) -> None:
-        """It was not looked at."""
-        if not self.answer.done():
-            self.answer.set_exception(NotTakenError(reason))
-
-    def end(self) -> None:
-        """All of the answer is there."""
-        if self.answer.done():
-            return
-        http, status = self.headers.get(":status"), self.headers.get("grpc-status")
-        if status is None:
-            self.fail(_HTTP_CODES.get(http or "", Code.UNKNOWN), f"HTTP status {http}, and no gRPC status")
-        elif status != "0":
-            self.fail(_CODES.get(status, Code.UNKNOWN), unquote(self.headers.get("grpc-message", "")))
-        elif len(self.body) < 5 or self.body[0] or len(self.body) != 5 + number(bytes(self.body[1:5])):
-            self.fail(Code.INTERNAL, "an answer that is no single message without compression")
-        else:
-            self.answer.set_result(bytes(self.body[5:]))
 
 
 class Link(asyncio.Protocol):
@@ -159,7 +92,7 @@ class Link(asyncio.Protocol):
     def start(self, call: Call) -> None:
         """Make a call, as soon as the peer takes another one."""
         if self._gone:
-            call.not_taken("the connection is closed")
+            call.fail(NotTakenError("the connection is closed"))
         elif len(self._calls) >= self._streams_max:
             self._waiting.append(call)
         else:
@@ -271,12 +204,18 @@ class Link(asyncio.Protocol):
         call = self._calls.get(received.stream)
         if call is None:
             return
-        call.body += content(received)
-        if len(call.body) > _ANSWER_BYTES_MAX:
+        call.held += len(received.payload)
+        try:
+            call.take(content(received))
+        except grpc.aio.AioRpcError as error:
             self.abandon(call)
-            call.fail(Code.RESOURCE_EXHAUSTED, f"an answer of more than {_ANSWER_BYTES_MAX} bytes")
-        elif received.flags & END_STREAM:
+            call.fail(error)
+            return
+        if received.flags & END_STREAM:
             self._finish(call)
+        elif call.held >= _GIVEN_BACK_BYTES:
+            self._put(frame(Kind.WINDOW_UPDATE, 0, call.stream, struct.pack(">I", call.held)))
+            call.held = 0
 
     def _headers(self, received: Frame) -> None:
         begun = self._open_headers
@@ -296,7 +235,7 @@ class Link(asyncio.Protocol):
         headers = read_headers(received.payload)
         call = self._calls.get(received.stream)
         if call is not None:
-            call.headers.update(headers)
+            call.told(headers)
             if received.flags & END_STREAM:
                 self._finish(call)
 
@@ -332,7 +271,7 @@ class Link(asyncio.Protocol):
             self._loop.call_later(_REFUSED_FOR_S, self._begin_waiting)
         else:
             self._forget(call)
-            call.fail(_RESET_CODES.get(code, Code.INTERNAL), f"the peer reset the call ({code})")
+            call.fail(rpc_error(_RESET_CODES.get(code, Code.INTERNAL), f"the peer reset the call ({code})"))
 
     def _settings(self, received: Frame) -> None:
         if received.flags & ACK:
@@ -371,7 +310,7 @@ class Link(asyncio.Protocol):
         self._gone = True
         for call in [call for stream, call in self._calls.items() if stream > last]:
             self._forget(call)
-            call.not_taken("the peer is going away")
+            call.fail(NotTakenError("the peer is going away"))
         self._leave_waiting("the peer is going away")
         if not self._calls and self._transport is not None:
             self._transport.close()
@@ -385,9 +324,9 @@ class Link(asyncio.Protocol):
         self._calls.clear()
         self._unsent.clear()
         for call in calls:
-            call.fail(Code.UNAVAILABLE, reason)
+            call.fail(rpc_error(Code.UNAVAILABLE, reason))
         self._leave_waiting(reason)
 
     def _leave_waiting(self, reason: str) -> None:
         while self._waiting:
-            self._waiting.popleft().not_taken(reason)
+            self._waiting.popleft().fail(NotTakenError(reason))

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from towline.http2 import frames
+from towline.http2.exchange import Call, NotTakenError
 from towline.http2.frames import Frame, FrameReader, Http2Error, Kind, Setting, frame, settings
-from towline.http2.link import Call, Link, NotTakenError
+from towline.http2.link import Link
 
 _frames = st.lists(
     st.tuples(st.sampled_from(Kind), st.integers(0, 255), st.integers(0, 2**31 - 1), st.binary(max_size=300))
@@ -164,6 +165,27 @@ async def test_an_answer_that_is_no_message_is_an_error(said: bytes, code: grpc.
         peer.say(frame(Kind.DATA, 0, 1, said[at : at + 16_384]))
     peer.say(frame(Kind.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, _OK))
     assert _code(call) is code
+
+
+async def test_a_large_answer_is_told_to_go_on_and_small_ones_are_not() -> None:
+    peer = Peer()
+    small = peer.call(b"")
+    large = Call(b"\x00\x01a\x01b", b"", asyncio.get_running_loop().create_future(), 64 << 20)
+    peer.link.start(large)
+    await peer.sent()
+    peer.say(frame(Kind.DATA, 0, small.stream, b"\0\0\0\0\2ok"))
+    window, said = 1 << 24, 0
+    data = b"\0\3\0\0\0" + b"x" * (48 << 20)
+    for at in range(0, len(data), 16_384):
+        part = data[at : at + 16_384]
+        assert said + len(part) <= window, "the peer may not go on"
+        peer.say(frame(Kind.DATA, 0, large.stream, part))
+        said += len(part)
+        for told in await peer.sent(Kind.WINDOW_UPDATE):
+            assert told.stream == large.stream
+            window += frames.number(told.payload)
+    peer.say(frame(Kind.HEADERS, frames.END_HEADERS | frames.END_STREAM, large.stream, _OK))
+    assert len(large.answer.result()) == 48 << 20
 
 
 async def test_pings_and_settings_are_answered() -> None:
