@@ -95,6 +95,7 @@ class Bridge:
                     call_timeout_s=self.settings.call_timeout_s,
                     payloads=payloads,
                     inline_bytes=self.payloads.inline_bytes,
+                    direct=self.settings.calls == "direct",
                 )
             )
             await self._work(

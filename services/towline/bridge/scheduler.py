@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
 from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
@@ -14,17 +13,11 @@ from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, cast
 
 import grpc
 import grpc.aio
-from azure.core.credentials import AccessToken
-from azure.core.credentials_async import AsyncTokenCredential
-from durabletask.azuremanaged.client import AsyncDurableTaskSchedulerClient
-from durabletask.azuremanaged.internal.durabletask_grpc_interceptor import (
-    DTSAsyncDefaultClientInterceptorImpl,
-)
 from durabletask.client import OrchestrationState, OrchestrationStatus
-from durabletask.grpc_options import GrpcChannelOptions
 from durabletask.history import EventRaisedEvent, ExecutionCompletedEvent, ExecutionStartedEvent
 from pydantic import JsonValue, ValidationError
 
+from towline.bridge.clients import Clients
 from towline.bridge.errors import (
     BridgeError,
     RunExistsError,
@@ -42,8 +35,6 @@ from towline.contracts.settings import SchedulerSettings
 _T = TypeVar("_T")
 Phase: TypeAlias = Literal["pending", "running", "suspended", "completed", "failed", "terminated"]
 
-_MESSAGE_MAX_BYTES: Final = 64 * 1024 * 1024
-_FAR_FUTURE: Final = 4102444800
 _PROBE_ID: Final = "towline.bridge.probe"
 _PAGE_COUNT: Final = 200
 _TRANSFER_S: Final = 60.0
@@ -118,7 +109,14 @@ class Commands:
 
 
 class Scheduler:
-    """One channel, shared by all calls. Every call is bounded by `call_timeout_s`, and a payload's transfer.
+    """Every call is bounded by `call_timeout_s`, and a payload's transfer. To be entered before it is used.
+
+    Args:
+        settings: Where it is.
+        call_timeout_s: Longest that a call may take.
+        payloads: Store for large data.
+        inline_bytes: Larger data goes there.
+        direct: Make short calls without gRPC's core where that can be.
 
     Raises (all methods): `SchedulerAwayError`, `SchedulerRefusedError`, `SchedulerFaultError`; those that
     carry data also `PayloadStoreAwayError`.
@@ -131,38 +129,30 @@ class Scheduler:
         call_timeout_s: float,
         payloads: PayloadStore | None = None,
         inline_bytes: int = 262_144,
+        direct: bool = True,
     ) -> None:
         self._settings = settings
         self._call_timeout_s = call_timeout_s
         self._data_timeout_s = call_timeout_s + (0 if payloads is None else _TRANSFER_S)
-        credential = _credential(settings)
-        self._client = AsyncDurableTaskSchedulerClient(
-            host_address=settings.address,
-            taskhub=settings.taskhub,
-            token_credential=credential,
-            interceptors=[cast("Any", _StreamMetadata(credential, settings.taskhub))],
-            secure_channel=not settings.address.lower().startswith("http://"),
-            channel_options=GrpcChannelOptions(
-                max_receive_message_length=_MESSAGE_MAX_BYTES, max_send_message_length=_MESSAGE_MAX_BYTES
-            ),
-            # The client logs each call at INFO, with the ids pasted into the text.
-            logger=logging.getLogger("durabletask.client"),
-            payload_store=None
+        store = (
+            None
             if payloads is None
-            else SharedPayloadStore(payloads, threshold_bytes=inline_bytes, lenient=True),
+            else SharedPayloadStore(payloads, threshold_bytes=inline_bytes, lenient=True)
         )
+        self._clients = Clients(settings, call_timeout_s=call_timeout_s, payloads=store, direct=direct)
 
     async def __aenter__(self) -> Self:
+        await self._clients.open()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._client.close()
+        await self._clients.close()
 
     async def ping(self) -> None:
         """Ask for something that is not there: an answer means that the scheduler works for us."""
-        await self._call(self._client.get_orchestration_state(_PROBE_ID, fetch_payloads=False))
+        await self._call(self._clients.short.get_orchestration_state(_PROBE_ID, fetch_payloads=False))
 
     async def start(
         self, run_type: str, run_id: str, run_input: dict[str, Any], start_at: datetime | None
@@ -173,7 +163,7 @@ class Scheduler:
             RunExistsError: The id is taken; nothing was changed.
         """
         await self._call(
-            self._client.schedule_new_orchestration(
+            self._clients.short.schedule_new_orchestration(
                 run_type, input=run_input, instance_id=run_id, start_at=start_at
             ),
             timeout_s=self._data_timeout_s,
@@ -182,13 +172,14 @@ class Scheduler:
     async def find(self, run_id: str) -> RunState | None:
         """The run, with its envelope and output."""
         state = await self._call(
-            self._client.get_orchestration_state(run_id, fetch_payloads=True), timeout_s=self._data_timeout_s
+            self._clients.short.get_orchestration_state(run_id, fetch_payloads=True),
+            timeout_s=self._data_timeout_s,
         )
         return None if state is None else _run_state(state)
 
     async def wait_for_end(self, run_id: str, *, within_s: float) -> bool:
         """Whether the run ends within that time; True also if it is not there (any more)."""
-        waiting = self._client.wait_for_orchestration_completion(
+        waiting = self._clients.long.wait_for_orchestration_completion(
             run_id, fetch_payloads=False, timeout=within_s
         )
         try:
@@ -204,7 +195,8 @@ class Scheduler:
             RunUnknownError: There is no such run.
         """
         await self._call(
-            self._client.raise_orchestration_event(run_id, name, data=data), timeout_s=self._data_timeout_s
+            self._clients.short.raise_orchestration_event(run_id, name, data=data),
+            timeout_s=self._data_timeout_s,
         )
 
     async def suspend(self, run_id: str, reason: str | None) -> None:
@@ -213,7 +205,7 @@ class Scheduler:
         Raises:
             RunUnknownError: There is no such run.
         """
-        await self._call(self._client.suspend_orchestration(run_id, reason=_plain(reason)))
+        await self._call(self._clients.short.suspend_orchestration(run_id, reason=_plain(reason)))
 
     async def resume(self, run_id: str, reason: str | None) -> None:
         """Resume it; no effect if it is not suspended.
@@ -221,11 +213,11 @@ class Scheduler:
         Raises:
             RunUnknownError: There is no such run.
         """
-        await self._call(self._client.resume_orchestration(run_id, reason=_plain(reason)))
+        await self._call(self._clients.short.resume_orchestration(run_id, reason=_plain(reason)))
 
     async def terminate(self, run_id: str, output: Any) -> None:
         """End it and its children on the server, whatever they are doing."""
-        await self._call(self._client.terminate_orchestration(run_id, output=output, recursive=True))
+        await self._call(self._clients.short.terminate_orchestration(run_id, output=output, recursive=True))
 
     async def commands_of(self, run_id: str) -> Commands:
         """Which commands the run has seen so far.
@@ -234,7 +226,7 @@ class Scheduler:
             RunUnknownError: There is no such run.
         """
         history = await self._call(
-            self._client.get_orchestration_history(run_id), timeout_s=self._data_timeout_s
+            self._clients.long.get_orchestration_history(run_id), timeout_s=self._data_timeout_s
         )
         seen: set[str] = set()
         ended = False
@@ -255,7 +247,7 @@ class Scheduler:
         token: str | None = None
         while True:
             page = await self._call(
-                self._client.list_instance_ids(
+                self._clients.short.list_instance_ids(
                     runtime_status=[OrchestrationStatus.FAILED, OrchestrationStatus.TERMINATED],
                     completed_time_from=since,
                     page_size=_PAGE_COUNT,
@@ -308,20 +300,6 @@ def _plain(reason: str | None) -> str | None:
     return f"reason: {reason}" if reason is not None and is_reference(reason) else reason
 
 
-class _StreamMetadata(grpc.aio.UnaryStreamClientInterceptor):
-    """Task hub and token for calls that answer with a stream.
-
-    grpc.aio takes an interceptor for one kind of call only, the first that it can do. The SDK's own can do
-    all, so it is taken for unary calls, and streams (the history) would go out without a task hub.
-    """
-
-    def __init__(self, credential: AsyncTokenCredential | None, taskhub: str) -> None:
-        self._inner: Any = DTSAsyncDefaultClientInterceptorImpl(credential, taskhub)
-
-    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await self._inner.intercept_unary_stream(continuation, client_call_details, request)
-
-
 class _WaitIsOverError(Exception):
     """A wait ended because its own time was up, not because the scheduler is away."""
 
@@ -369,45 +347,3 @@ def _strings(value: JsonValue) -> Iterator[str]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from _strings(item)
-
-
-class _StaticToken(AsyncTokenCredential):
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    async def get_token(self, *_scopes: str, **_options: Any) -> AccessToken:
-        return AccessToken(self._token, _FAR_FUTURE)
-
-    async def close(self) -> None:
-        pass
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_exception: object) -> None:
-        pass
-
-
-class _EntraToken(_StaticToken):
-    """azure-identity's default chain, asked in a thread: its own asynchronous one needs aiohttp."""
-
-    def __init__(self) -> None:
-        super().__init__("")
-        from azure.identity import DefaultAzureCredential
-
-        self._chain = DefaultAzureCredential()
-
-    async def get_token(self, *scopes: str, **options: Any) -> AccessToken:
-        return await asyncio.to_thread(self._chain.get_token, *scopes, **options)
-
-
-def _credential(settings: SchedulerSettings) -> AsyncTokenCredential | None:
-    if settings.credential == "azure":
-        return _EntraToken()
-    if settings.credential == "token":
-        if settings.token is None:
-            raise SchedulerRefusedError(
-                "TOWLINE_SCHEDULER_CREDENTIAL is token: set TOWLINE_SCHEDULER_TOKEN to the bearer token"
-            )
-        return _StaticToken(settings.token.get_secret_value())
-    return None

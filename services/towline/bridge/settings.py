@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -56,6 +57,11 @@ class BridgeSettings(BaseSettings):
     )
     call_timeout_s: float = Field(
         default=10.0, gt=0, description="A call of the scheduler without an answer by then counts as failed."
+    )
+    calls: Literal["direct", "grpc"] = Field(
+        default="direct",
+        description="How the scheduler is called: direct: short calls over HTTP/2 from the event loop, if it "
+        "speaks plain text and takes no Entra token; grpc, and otherwise always: by gRPC's core.",
     )
     sweep_every_s: float = Field(
         default=15.0, gt=0, description="How often runs that ended without their worker are looked for."

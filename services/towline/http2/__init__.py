@@ -6,6 +6,8 @@ these go straight to asyncio's transport, all calls of one pass of the loop in o
 docs/performance.md, decided in docs/decisions/0010-reports-over-http2.md.
 """
 
+from towline.http2.addresses import plain_address
 from towline.http2.calls import UnaryCalls
+from towline.http2.channel import DirectChannel
 
-__all__ = ["UnaryCalls"]
+__all__ = ["DirectChannel", "UnaryCalls", "plain_address"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -27,7 +28,7 @@ WITHIN_S = 40.0
 class Running:
     """A bridge as a task."""
 
-    def __init__(self, kafka: KafkaSettings, scheduler: SchedulerSettings, **settings: float) -> None:
+    def __init__(self, kafka: KafkaSettings, scheduler: SchedulerSettings, **settings: Any) -> None:
         self.bridge = Bridge(BridgeSettings(create_topics=False, **settings), kafka, scheduler)
 
     async def __aenter__(self) -> Bridge:
@@ -55,11 +56,12 @@ async def count_runs(settings: SchedulerSettings) -> int:
         await client.close()
 
 
-async def test_while_the_scheduler_is_away_nothing_is_lost_or_dead_lettered(kafka_settings, tmp_path):
+@pytest.mark.parametrize("calls", ["direct", "grpc"])
+async def test_while_the_scheduler_is_away_nothing_is_lost_or_dead_lettered(kafka_settings, tmp_path, calls):
     with SchedulerPart(data=tmp_path / "scheduler") as part:
         scheduler = SchedulerSettings(address=part.address, taskhub="t")
         await register(kafka_settings)
-        async with Running(kafka_settings, scheduler) as bridge, Wire(kafka_settings) as wire:
+        async with Running(kafka_settings, scheduler, calls=calls) as bridge, Wire(kafka_settings) as wire:
             await eventually_async(lambda: bridge.not_ready() is None, timeout_s=WITHIN_S)
             await wire.request("before")
             await asyncio.to_thread(part.kill)

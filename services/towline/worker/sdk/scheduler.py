@@ -17,6 +17,8 @@ from durabletask.payload.store import PayloadStore
 from durabletask.worker import TaskHubGrpcWorker, WorkItemFilters
 from google.protobuf import empty_pb2
 
+from towline import http2
+
 Worker = DurableTaskSchedulerWorker
 _FAR_FUTURE: Final = 4_102_444_800
 """2100-01-01, as a token's expiry."""
@@ -91,14 +93,10 @@ def async_channel(worker: Worker, options: Sequence[tuple[str, Any]]) -> grpc.ai
 
 def plain_address(worker: Worker) -> tuple[str, int] | None:
     """Host and port of a scheduler that is spoken to in plain text; None for any other address."""
-    address = worker._host_address  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-    scheme, separator, rest = address.partition("://")
-    if worker._secure_channel or (separator and scheme.lower() not in {"http", "grpc"}):  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-        return None
-    host, colon, port = (rest if separator else address).rpartition(":")
-    if not colon or not port.isdecimal() or "/" in host:
-        return None
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return http2.plain_address(
+        worker._host_address,  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        secure=worker._secure_channel,  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    )
 
 
 def method_path(method: str) -> str:
