@@ -51,7 +51,7 @@ class DispatcherOptions:
     threads: int = 64
     """Threads for activities and entities that are no agents."""
     direct: bool = True
-    """Make short calls without gRPC's core where the scheduler speaks plain text."""
+    """Speak to the scheduler without gRPC's core, if it speaks plain text."""
     keeper: KeeperOptions = field(default_factory=KeeperOptions)
     """Which orchestrations are kept between their turns."""
 
@@ -164,6 +164,11 @@ class Dispatcher:
                 reason = "the scheduler ended the stream"
             except grpc.aio.AioRpcError as error:
                 reason = f"{error.code().name}: {error.details()}"
+            except asyncio.CancelledError:
+                # What the reader of gRPC's own stream gets too when the watch cancels it.
+                if self._stopping or ((task := asyncio.current_task()) is not None and task.cancelling()):
+                    raise
+                reason = "the stream was cancelled"
             finally:
                 self._connected = False
             attempt += 1

@@ -1,0 +1,109 @@
+"""The dispatcher's stream of work items, against a scheduler that does little more than listen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+import pytest
+from durabletask.internal import orchestrator_service_pb2 as pb
+from durabletask.internal import orchestrator_service_pb2_grpc as pb_grpc
+from google.protobuf import empty_pb2
+from tests.unit.worker.simulator import PaperOutlet
+from tests.waiting import eventually_async
+
+from towline.worker.dispatcher import Dispatcher, DispatcherOptions, dispatcher
+from towline.worker.worker import TowlineWorker
+
+MEGABYTE: Final = 1 << 20
+LARGE: Final = 30 * MEGABYTE
+
+
+class Listening(pb_grpc.TaskHubSidecarServiceServicer):
+    """Opens streams and says nothing on them, but for what it is given to say."""
+
+    def __init__(self, *says: pb.WorkItem) -> None:
+        self.says = says
+        self.streams: list[dict[str, str]] = []
+        self.done: list[str] = []
+
+    async def Hello(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        return empty_pb2.Empty()
+
+    async def GetWorkItems(self, request: Any, context: Any) -> AsyncGenerator[Any]:  # noqa: N802 - gRPC's name
+        self.streams.append({str(name): str(value) for name, value in context.invocation_metadata()})
+        await context.send_initial_metadata(())
+        for item in self.says:
+            yield item
+        await asyncio.Event().wait()
+
+    async def CompleteActivityTask(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        self.done.append(request.completionToken)
+        return pb.CompleteTaskResponse()
+
+
+@asynccontextmanager
+async def dispatching(service: Listening, *, direct: bool) -> AsyncGenerator[Dispatcher]:
+    server = grpc.aio.server(options=(("grpc.max_send_message_length", -1),))
+    pb_grpc.add_TaskHubSidecarServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    outlet: Any = PaperOutlet()
+    worker = TowlineWorker(
+        outlet=outlet,
+        source="towline/worker/test",
+        host_address=f"127.0.0.1:{port}",
+        taskhub="mine",
+        token_credential=None,
+        secure_channel=False,
+    )
+    worker.add_activity(length)
+    made = Dispatcher(worker, outlet, DispatcherOptions(direct=direct))
+    made.start()
+    try:
+        yield made
+    finally:
+        await made.stop(5.0)
+        await server.stop(None)
+
+
+def length(_context: Any, text: str) -> int:
+    return len(text)
+
+
+@pytest.fixture(params=["direct", "grpc"])
+def direct(request: pytest.FixtureRequest) -> bool:
+    return request.param == "direct"
+
+
+async def test_a_stream_that_falls_silent_is_opened_anew(
+    direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "_SILENT_FOR_S", 0.2)
+    monkeypatch.setattr(dispatcher, "_WATCH_EVERY_S", 0.05)
+    service = Listening()
+    async with dispatching(service, direct=direct) as made:
+        await eventually_async(lambda: len(service.streams) >= 3)
+        assert made.is_alive
+    assert {metadata["taskhub"] for metadata in service.streams} == {"mine"}
+
+
+async def test_items_of_any_size_and_number_are_taken_and_reported(direct: bool) -> None:
+    sizes = [10] * 200 + [LARGE, 100_000, 10]
+    items = [
+        pb.WorkItem(
+            completionToken=f"token-{number}",
+            activityRequest=pb.ActivityRequest(
+                name="length", taskId=number, input={"value": f'"{"x" * size}"'}
+            ),
+        )
+        for number, size in enumerate(sizes)
+    ]
+    service = Listening(*items)
+    async with dispatching(service, direct=direct):
+        await eventually_async(lambda: len(service.done) == len(sizes))
+    assert sorted(service.done) == sorted(item.completionToken for item in items)
