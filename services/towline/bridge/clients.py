@@ -18,7 +18,7 @@ from durabletask.grpc_options import GrpcChannelOptions
 from towline.bridge.errors import SchedulerRefusedError
 from towline.contracts.payloads.durable_store import SharedPayloadStore
 from towline.contracts.settings import SchedulerSettings
-from towline.http2 import DirectChannel, UnaryCalls, plain_address
+from towline.http2 import Calls, DirectChannel, plain_address
 
 _MESSAGE_MAX_BYTES: Final = 64 * 1024 * 1024
 _FAR_FUTURE: Final = 4102444800
@@ -57,7 +57,7 @@ class Clients:
         self._secure = not settings.address.lower().startswith("http://")
         can_be = direct and settings.credential != "azure"
         self._address = plain_address(settings.address, secure=self._secure) if can_be else None
-        self._calls: UnaryCalls | None = None
+        self._calls: Calls | None = None
         self.long = self._client()
         """Waits and histories."""
         self.short = self.long
@@ -67,7 +67,7 @@ class Clients:
         """Make `short` a client of its own, if it can be."""
         if self._address is None:
             return
-        self._calls = UnaryCalls(*self._address, answer_bytes_max=_MESSAGE_MAX_BYTES)
+        self._calls = Calls(*self._address, answer_bytes_max=_MESSAGE_MAX_BYTES)
         metadata = await _metadata(self._credential, self._settings.taskhub)
         channel = DirectChannel(self._calls, timeout_s=self._call_timeout_s * _SOONER, metadata=metadata)
         self.short = self._client(channel)

@@ -1,39 +1,51 @@
-"""Unary gRPC calls to one address, over one HTTP/2 connection that is made anew as needed."""
+"""gRPC calls to one address, over one HTTP/2 connection that is made anew as needed."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Final, TypeVar
 
 import grpc
 
 from towline.http2.exchange import ANSWER_BYTES_MAX, Call, NotTakenError, rpc_error
 from towline.http2.frames import header_block
-from towline.http2.link import Link
+from towline.http2.link import Keepalive, Link
+from towline.http2.streams import Incoming, ServerStream
 
 _CONNECT_S: Final = 10.0
 _AGAIN_S: Final = 0.02
 """Until a call that the peer has not looked at is made again."""
 _GIVE_UP: Final = grpc.StatusCode.DEADLINE_EXCEEDED
+_T = TypeVar("_T")
 Metadata = Iterable[tuple[str, str]]
 
 
-class UnaryCalls:
+class Calls:
     """Belongs to the loop that it is used on. Plain text only.
 
     Args:
         host: Name or address.
         port: TCP port.
-        answer_bytes_max: A larger answer is an error.
+        answer_bytes_max: A larger answer, or message of a stream, is an error.
+        keepalive: When a peer that says nothing while calls are open is gone.
     """
 
-    def __init__(self, host: str, port: int, *, answer_bytes_max: int = ANSWER_BYTES_MAX) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        answer_bytes_max: int = ANSWER_BYTES_MAX,
+        keepalive: Keepalive | None = None,
+    ) -> None:
         self._host, self._port = host, port
         self._answer_bytes_max = answer_bytes_max
+        self._keepalive = keepalive
         self._link: Link | None = None
         self._connecting: asyncio.Task[Link] | None = None
-        self._blocks: dict[tuple[str, float], bytes] = {}
+        self._blocks: dict[tuple[str, float | None], bytes] = {}
         self._metadata: Metadata | None = None
         self._closed = False
 
@@ -53,9 +65,7 @@ class UnaryCalls:
         ends_at = loop.time() + timeout_s
         block = self._block(path, timeout_s, metadata)
         while True:
-            link = self._link
-            if link is None or not link.takes_calls:
-                link = await self._connected(ends_at - loop.time())
+            link = await self._ready(ends_at - loop.time())
             call = Call(block, message, loop.create_future(), self._answer_bytes_max)
             try:
                 return await self._made(link, call, ends_at)
@@ -64,6 +74,20 @@ class UnaryCalls:
                     raise rpc_error(grpc.StatusCode.UNAVAILABLE, str(error)) from error
                 await asyncio.sleep(_AGAIN_S)
 
+    def stream(
+        self, path: str, message: bytes, *, decode: Callable[[bytes], _T], metadata: Metadata
+    ) -> ServerStream[_T]:
+        """A call that is answered by a stream, and may last.
+
+        Args:
+            path: ``/service/method``.
+            message: The request, serialized.
+            decode: Makes of a message what the stream's reader gets.
+            metadata: As for `call`.
+        """
+        incoming = Incoming(self._block(path, None, metadata), message, self._answer_bytes_max)
+        return ServerStream(partial(self._ready, _CONNECT_S), incoming, decode)
+
     def close(self) -> None:
         """Close the connection; calls that are open fail. No further ones can be made."""
         self._closed = True
@@ -71,6 +95,12 @@ class UnaryCalls:
             self._connecting.cancel()
         if self._link is not None:
             self._link.lose("closed here")
+
+    async def _ready(self, timeout_s: float) -> Link:
+        link = self._link
+        if link is None or not link.takes_calls:
+            return await self._connected(timeout_s)
+        return link
 
     async def _made(self, link: Link, call: Call, ends_at: float) -> bytes:
         loop = asyncio.get_running_loop()
@@ -112,7 +142,9 @@ class UnaryCalls:
 
     async def _connect(self) -> Link:
         async with asyncio.timeout(_CONNECT_S):
-            _, link = await asyncio.get_running_loop().create_connection(Link, self._host, self._port)
+            _, link = await asyncio.get_running_loop().create_connection(
+                partial(Link, self._keepalive), self._host, self._port
+            )
         self._link = link
         return link
 
@@ -121,7 +153,7 @@ class UnaryCalls:
         if not task.cancelled():
             task.exception()  # those who wait for it are told
 
-    def _block(self, path: str, timeout_s: float, metadata: Metadata) -> bytes:
+    def _block(self, path: str, timeout_s: float | None, metadata: Metadata) -> bytes:
         if metadata is not self._metadata:
             self._metadata = metadata
             self._blocks.clear()
@@ -135,7 +167,7 @@ class UnaryCalls:
                     (":authority", f"{self._host}:{self._port}"),
                     ("te", "trailers"),
                     ("content-type", "application/grpc"),
-                    ("grpc-timeout", f"{max(1, int(timeout_s * 1000))}m"),
+                    *(() if timeout_s is None else (("grpc-timeout", f"{max(1, int(timeout_s * 1000))}m"),)),
                     *((name.lower(), value) for name, value in metadata),
                 )
             )

@@ -8,11 +8,11 @@ from typing import Any, NoReturn, Self
 import grpc
 import grpc.aio
 
-from towline.http2.calls import Metadata, UnaryCalls
+from towline.http2.calls import Calls, Metadata
 
 
 class DirectChannel(grpc.aio.Channel):
-    """Makes short unary calls by `UnaryCalls`, all with the same bound and metadata.
+    """Makes short unary calls by `Calls`, all with the same bound and metadata.
 
     For calls that are to be answered soon: one without an answer for its whole time, on a connection where
     nothing else came meanwhile, ends that connection. Streams raise NotImplementedError when they are called.
@@ -23,7 +23,7 @@ class DirectChannel(grpc.aio.Channel):
         metadata: Headers of each call.
     """
 
-    def __init__(self, calls: UnaryCalls, *, timeout_s: float, metadata: Metadata) -> None:
+    def __init__(self, calls: Calls, *, timeout_s: float, metadata: Metadata) -> None:
         self._calls, self._timeout_s, self._metadata = calls, timeout_s, metadata
 
     def unary_unary(

@@ -15,7 +15,7 @@ from towline.http2.frames import number
 Code = grpc.StatusCode
 ANSWER_BYTES_MAX: Final = 4 << 20
 """Of one message, unless more is asked for; gRPC's own limit."""
-_PREFIX_BYTES: Final = 5
+PREFIX_BYTES: Final = 5
 """Before each message: whether it is compressed, and its length."""
 _HTTP_CODES: Final[Mapping[str, grpc.StatusCode]] = {
     "400": Code.INTERNAL,
@@ -40,7 +40,68 @@ class NotTakenError(Exception):
     """The peer has not looked at the call: it may be made again on another connection."""
 
 
-class Call:
+class Exchange:
+    """What calls of all kinds have in common.
+
+    Args:
+        block: Its headers, as they are sent.
+        message: The request.
+    """
+
+    __slots__ = ("_headers", "_request", "block", "held", "stream", "unsent", "window")
+
+    def __init__(self, block: bytes, message: bytes) -> None:
+        self.block = block
+        self._request = b"\0" + len(message).to_bytes(4, "big") + message
+        self.unsent = memoryview(self._request)
+        self.window = 0
+        """Bytes that the peer still takes of it."""
+        self.stream = 0
+        self.held = 0
+        """Bytes that came and that the peer has not been told to send as many more for."""
+        self._headers: dict[str, str] = {}
+
+    @property
+    def spent(self) -> int:
+        """Those of `held` that take no room any more, or without which nothing can go on."""
+        return self.held
+
+    def rewind(self) -> None:
+        """Nothing of it has been looked at: it may be made again."""
+        self.unsent, self.stream, self.held, self._headers = memoryview(self._request), 0, 0, {}
+
+    def told(self, headers: Iterable[tuple[str, str]], *, last: bool) -> None:
+        """Headers came, or trailers."""
+        del last
+        self._headers.update(headers)
+
+    def take(self, data: bytes) -> None:
+        """A part of what it is answered by came.
+
+        Raises:
+            grpc.aio.AioRpcError: It is too large, or not to be understood.
+        """
+        raise NotImplementedError
+
+    def fail(self, error: Exception) -> None:
+        """End it with an error, unless it has ended."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        raise NotImplementedError
+
+    def _status_error(self) -> grpc.aio.AioRpcError | None:
+        http, status = self._headers.get(":status"), self._headers.get("grpc-status")
+        if status is None:
+            code = _HTTP_CODES.get(http or "", Code.UNKNOWN)
+            return rpc_error(code, f"HTTP status {http}, and no gRPC status")
+        if status == "0":
+            return None
+        return rpc_error(_CODES.get(status, Code.UNKNOWN), unquote(self._headers.get("grpc-message", "")))
+
+
+class Call(Exchange):
     """A call with one answer.
 
     Args:
@@ -50,18 +111,7 @@ class Call:
         answer_bytes_max: A larger answer is an error.
     """
 
-    __slots__ = (
-        "_answer_bytes_max",
-        "_body",
-        "_headers",
-        "_request",
-        "answer",
-        "block",
-        "held",
-        "stream",
-        "unsent",
-        "window",
-    )
+    __slots__ = ("_answer_bytes_max", "_body", "answer")
 
     def __init__(
         self,
@@ -70,36 +120,20 @@ class Call:
         answer: asyncio.Future[bytes],
         answer_bytes_max: int = ANSWER_BYTES_MAX,
     ) -> None:
-        self.block = block
+        super().__init__(block, message)
         self.answer = answer
         self._answer_bytes_max = answer_bytes_max
-        self._request = b"\0" + len(message).to_bytes(4, "big") + message
-        self.unsent = memoryview(self._request)
-        self.window = 0
-        """Bytes that the peer still takes of it."""
-        self.stream = 0
-        self.held = 0
-        """Bytes that came since the peer was last told that it may send more."""
-        self._headers: dict[str, str] = {}
         self._body = bytearray()
 
     def rewind(self) -> None:
         """Nothing of it has been looked at: it may be made again."""
-        self.unsent, self.stream, self.held = memoryview(self._request), 0, 0
-        self._headers, self._body = {}, bytearray()
-
-    def told(self, headers: Iterable[tuple[str, str]]) -> None:
-        """Headers or trailers came."""
-        self._headers.update(headers)
+        super().rewind()
+        self._body = bytearray()
 
     def take(self, data: bytes) -> None:
-        """A part of the answer came.
-
-        Raises:
-            grpc.aio.AioRpcError: It is too large.
-        """
+        """A part of the answer came."""
         self._body += data
-        if len(self._body) > self._answer_bytes_max + _PREFIX_BYTES:
+        if len(self._body) > self._answer_bytes_max + PREFIX_BYTES:
             raise rpc_error(Code.RESOURCE_EXHAUSTED, f"an answer larger than {self._answer_bytes_max} bytes")
 
     def fail(self, error: Exception) -> None:
@@ -110,19 +144,9 @@ class Call:
     def end(self) -> None:
         """All of the answer is there."""
         body = self._body
-        if (error := _status_error(self._headers)) is not None:
+        if (error := self._status_error()) is not None:
             self.fail(error)
-        elif len(body) < _PREFIX_BYTES or body[0] or len(body) != _PREFIX_BYTES + number(bytes(body[1:5])):
+        elif len(body) < PREFIX_BYTES or body[0] or len(body) != PREFIX_BYTES + number(bytes(body[1:5])):
             self.fail(rpc_error(Code.INTERNAL, "an answer that is no single message without compression"))
         elif not self.answer.done():
-            self.answer.set_result(bytes(body[_PREFIX_BYTES:]))
-
-
-def _status_error(headers: Mapping[str, str]) -> grpc.aio.AioRpcError | None:
-    http, status = headers.get(":status"), headers.get("grpc-status")
-    if status is None:
-        code = _HTTP_CODES.get(http or "", Code.UNKNOWN)
-        return rpc_error(code, f"HTTP status {http}, and no gRPC status")
-    if status == "0":
-        return None
-    return rpc_error(_CODES.get(status, Code.UNKNOWN), unquote(headers.get("grpc-message", "")))
+            self.answer.set_result(bytes(body[PREFIX_BYTES:]))

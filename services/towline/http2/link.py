@@ -6,12 +6,13 @@ import asyncio
 import struct
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final, cast
 
 import grpc
 import grpc.aio
 
-from towline.http2.exchange import Call, Code, NotTakenError, rpc_error
+from towline.http2.exchange import Code, Exchange, NotTakenError, rpc_error
 from towline.http2.frames import (
     ACK,
     END_HEADERS,
@@ -50,17 +51,30 @@ _RESET_CODES: Final[Mapping[int, grpc.StatusCode]] = {
 """From HTTP/2's error codes, as gRPC's own clients do (doc/PROTOCOL-HTTP2.md); any other is INTERNAL."""
 
 
+@dataclass(frozen=True, slots=True)
+class Keepalive:
+    """When a peer that says nothing, although something is expected of it, is taken for gone. In seconds."""
+
+    after_s: float = 20.0
+    """It is asked."""
+    patience_s: float = 10.0
+    """Longest until it says something then."""
+
+
 class Link(asyncio.Protocol):
     """Used from its loop only."""
 
-    def __init__(self) -> None:
+    def __init__(self, keepalive: Keepalive | None = None) -> None:
+        self._keepalive = keepalive or Keepalive()
+        self._watching: asyncio.TimerHandle | None = None
+        self._asked_at = 0.0
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._reader = FrameReader()
         self._out: list[bytes] = []
-        self._calls: dict[int, Call] = {}
-        self._waiting: deque[Call] = deque()
-        self._unsent: dict[int, Call] = {}
+        self._calls: dict[int, Exchange] = {}
+        self._waiting: deque[Exchange] = deque()
+        self._unsent: dict[int, Exchange] = {}
         self._next = 1
         self._window = _FIRST_WINDOW
         self._stream_window = _FIRST_WINDOW
@@ -89,7 +103,7 @@ class Link(asyncio.Protocol):
         """Whether new calls may be made on it."""
         return not self._gone and self._next < _LAST_STREAM
 
-    def start(self, call: Call) -> None:
+    def start(self, call: Exchange) -> None:
         """Make a call, as soon as the peer takes another one."""
         if self._gone:
             call.fail(NotTakenError("the connection is closed"))
@@ -98,13 +112,20 @@ class Link(asyncio.Protocol):
         else:
             self._begin(call)
 
-    def abandon(self, call: Call) -> None:
+    def abandon(self, call: Exchange) -> None:
         """Nobody waits for it any more."""
         if self._calls.get(call.stream) is call:
             self._put(frame(Kind.RST_STREAM, 0, call.stream, struct.pack(">I", _CANCEL)))
             self._forget(call)
         else:
             self._waiting = deque(other for other in self._waiting if other is not call)
+
+    def give_back(self, call: Exchange) -> None:
+        """Let the peer go on, if enough of what it has sent is spent."""
+        spent = call.spent
+        if spent >= _GIVEN_BACK_BYTES and self._calls.get(call.stream) is call:
+            call.held -= spent
+            self._put(frame(Kind.WINDOW_UPDATE, 0, call.stream, struct.pack(">I", spent)))
 
     def lose(self, reason: str) -> None:
         """Give the connection up; its calls fail."""
@@ -151,7 +172,7 @@ class Link(asyncio.Protocol):
 
     # Sending.
 
-    def _begin(self, call: Call) -> None:
+    def _begin(self, call: Exchange) -> None:
         call.stream, self._next = self._next, self._next + 2
         call.window = self._stream_window
         self._calls[call.stream] = call
@@ -162,8 +183,10 @@ class Link(asyncio.Protocol):
             self._put(frame(Kind.CONTINUATION, 0 if rest else END_HEADERS, call.stream, part))
         self._unsent[call.stream] = call
         self._send(call)
+        if self._watching is None:
+            self._watching = self._loop.call_later(self._keepalive.after_s, self._watch)
 
-    def _send(self, call: Call) -> None:
+    def _send(self, call: Exchange) -> None:
         """As much of the call's message as the peer takes."""
         while True:
             size = min(len(call.unsent), self._frame_bytes, self._window, call.window)
@@ -213,9 +236,8 @@ class Link(asyncio.Protocol):
             return
         if received.flags & END_STREAM:
             self._finish(call)
-        elif call.held >= _GIVEN_BACK_BYTES:
-            self._put(frame(Kind.WINDOW_UPDATE, 0, call.stream, struct.pack(">I", call.held)))
-            call.held = 0
+        else:
+            self.give_back(call)
 
     def _headers(self, received: Frame) -> None:
         begun = self._open_headers
@@ -235,18 +257,19 @@ class Link(asyncio.Protocol):
         headers = read_headers(received.payload)
         call = self._calls.get(received.stream)
         if call is not None:
-            call.told(headers)
-            if received.flags & END_STREAM:
+            last = bool(received.flags & END_STREAM)
+            call.told(headers, last=last)
+            if last:
                 self._finish(call)
 
-    def _finish(self, call: Call) -> None:
+    def _finish(self, call: Exchange) -> None:
         if call.stream in self._unsent:
             # It has been answered before all of it was sent: the rest is not wanted.
             self._put(frame(Kind.RST_STREAM, 0, call.stream, struct.pack(">I", _CANCEL)))
         self._forget(call)
         call.end()
 
-    def _forget(self, call: Call) -> None:
+    def _forget(self, call: Exchange) -> None:
         self._calls.pop(call.stream, None)
         self._unsent.pop(call.stream, None)
         self._begin_waiting()
@@ -315,11 +338,32 @@ class Link(asyncio.Protocol):
         if not self._calls and self._transport is not None:
             self._transport.close()
 
+    def _watch(self) -> None:
+        """Ask after a peer that says nothing; one that does not answer is gone."""
+        self._watching = None
+        if not self._calls:
+            return
+        now, heard, asked, keepalive = self._loop.time(), self.last_heard, self._asked_at, self._keepalive
+        if asked > heard:
+            due = asked + keepalive.patience_s
+            if now >= due:
+                self.lose("the peer is silent")
+                return
+        elif now >= heard + keepalive.after_s:
+            self._asked_at = now
+            self._put(frame(Kind.PING, 0, 0, bytes(8)))
+            due = now + keepalive.patience_s
+        else:
+            due = heard + keepalive.after_s
+        self._watching = self._loop.call_at(due, self._watch)
+
     def _refuse(self, received: Frame) -> None:
         raise Http2Error(f"a frame of type {received.kind}, which was not asked for")
 
     def _end(self, reason: str) -> None:
         self._gone = True
+        if self._watching is not None:
+            self._watching.cancel()
         calls = list(self._calls.values())
         self._calls.clear()
         self._unsent.clear()

@@ -35,8 +35,8 @@ class WorkerSettings(BaseSettings):
     )
     reports: Literal["direct", "grpc"] = Field(
         default="direct",
-        description="How results are reported to the scheduler: direct: over HTTP/2 from the event loop, if "
-        "it speaks plain text; grpc, and with TLS always: by gRPC's core, for several times the CPU.",
+        description="How work comes from the scheduler and results go there: direct: over HTTP/2 from the "
+        "event loop, if it speaks plain text; grpc, and with TLS always: by gRPC's core, for more CPU.",
     )
     sdk_versions: Literal["pinned", "any"] = Field(
         default="pinned",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final, cast
@@ -11,7 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from towline.http2 import UnaryCalls
+from towline.http2 import Calls
 
 PATIENCE_S: Final = 60.0
 SHORT_S: Final = 0.5
@@ -32,7 +33,8 @@ class Service(grpc.GenericRpcHandler):
     def service(self, handler_call_details: Any) -> Any:
         method: str = handler_call_details.method
         behaviour = getattr(self, method.rpartition("/")[2], None)
-        make: Any = grpc.unary_unary_rpc_method_handler
+        streams = inspect.isasyncgenfunction(behaviour)
+        make: Any = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
         return None if behaviour is None else make(behaviour)
 
     async def echo(self, request: bytes, context: Any) -> bytes:
@@ -93,7 +95,7 @@ async def answering(
 
 @asynccontextmanager
 async def calling(port: int) -> AsyncGenerator[Callable[..., Any]]:
-    calls = UnaryCalls("127.0.0.1", port)
+    calls = Calls("127.0.0.1", port)
 
     async def call(
         method: str, message: bytes = b"", timeout_s: float = PATIENCE_S, metadata: Any = NOTHING
@@ -242,7 +244,7 @@ async def test_a_peer_that_falls_silent_is_given_up() -> None:
 
 async def test_a_closed_client_makes_no_calls() -> None:
     async with serving(Service()) as (_, port):
-        calls = UnaryCalls("127.0.0.1", port)
+        calls = Calls("127.0.0.1", port)
         assert await calls.call("/test/echo", b"1", timeout_s=PATIENCE_S, metadata=NOTHING) == b"1"
         calls.close()
         late = calls.call("/test/echo", b"1", timeout_s=PATIENCE_S, metadata=NOTHING)

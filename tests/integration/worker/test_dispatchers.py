@@ -21,7 +21,6 @@ from towline.dev.stack import Stack
 
 StackFactory = Callable[..., Stack]
 PROGRAMS = "tests.integration.worker.dispatcher_programs:setup_worker"
-DISPATCHERS = ("async", "sdk")
 WAYS = (("async", "never"), ("async", "always"), ("sdk", "always"))
 """Dispatcher, and whether it replays."""
 PATIENCE_S = 90.0
@@ -121,13 +120,17 @@ async def test_forty_slow_agents_work_side_by_side(wire: Wire) -> None:
     assert took_s < 20 * SLOW_MODEL_S
 
 
-@pytest.mark.parametrize("dispatcher", DISPATCHERS)
-async def test_a_scheduler_that_comes_back_is_found_again(stack: StackFactory, dispatcher: str) -> None:
+@pytest.mark.parametrize(
+    ("dispatcher", "reports"), [("async", "direct"), ("async", "grpc"), ("sdk", "direct")]
+)
+async def test_a_scheduler_that_comes_back_is_found_again(
+    stack: StackFactory, dispatcher: str, reports: str
+) -> None:
     started = await asyncio.to_thread(
         stack,
         PROGRAMS,
         own=("scheduler",),
-        settings={"TOWLINE_WORKER_DISPATCHER": dispatcher},
+        settings={"TOWLINE_WORKER_DISPATCHER": dispatcher, "TOWLINE_WORKER_REPORTS": reports},
         roles=("bridge", "worker"),
     )
     async with Wire(started.kafka.bootstrap, started.kafka.topic_prefix) as wire:

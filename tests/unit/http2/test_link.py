@@ -11,16 +11,20 @@ import grpc.aio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.waiting import eventually_async
 
 from towline.http2 import frames
 from towline.http2.exchange import Call, NotTakenError
 from towline.http2.frames import Frame, FrameReader, Http2Error, Kind, Setting, frame, settings
-from towline.http2.link import Link
+from towline.http2.link import Keepalive, Link
+from towline.http2.streams import Incoming
 
 _frames = st.lists(
     st.tuples(st.sampled_from(Kind), st.integers(0, 255), st.integers(0, 2**31 - 1), st.binary(max_size=300))
 )
 _OK = frames.header_block(((":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "0")))
+_OPEN = frames.header_block(((":status", "200"), ("content-type", "application/grpc")))
+_ENDED = frames.header_block((("grpc-status", "0"),))
 
 
 @given(_frames, st.integers(1, 40))
@@ -51,8 +55,8 @@ def test_padding_and_priority_are_taken_off() -> None:
 class Peer:
     """The other end of a link: reads what it sends, says what a test wants."""
 
-    def __init__(self) -> None:
-        self.link = Link()
+    def __init__(self, keepalive: Keepalive | None = None) -> None:
+        self.link = Link(keepalive)
         self.closed = False
         self._reader = FrameReader()
         self._data = b""
@@ -79,6 +83,11 @@ class Peer:
 
     def say(self, *data: bytes) -> None:
         self.link.data_received(b"".join(data))
+
+    def stream(self) -> Incoming:
+        incoming = Incoming(b"\x00\x01a\x01b", b"", 1 << 20)
+        self.link.start(incoming)
+        return incoming
 
     def call(self, message: bytes) -> Call:
         call = Call(b"\x00\x01a\x01b", message, asyncio.get_running_loop().create_future())
@@ -186,6 +195,99 @@ async def test_a_large_answer_is_told_to_go_on_and_small_ones_are_not() -> None:
             window += frames.number(told.payload)
     peer.say(frame(Kind.HEADERS, frames.END_HEADERS | frames.END_STREAM, large.stream, _OK))
     assert len(large.answer.result()) == 48 << 20
+
+
+@given(
+    st.lists(st.binary(max_size=60), max_size=30),
+    st.lists(st.integers(1, 50), min_size=1),
+    st.integers(1, 200),
+)
+def test_messages_of_a_stream_are_read_however_they_are_cut(
+    messages: list[bytes], pieces: list[int], at_once: int
+) -> None:
+    data = b"".join(b"\0" + len(one).to_bytes(4, "big") + one for one in messages)
+    parts: list[bytes] = []
+    while data:
+        piece = pieces[len(parts) % len(pieces)]
+        parts.append(frame(Kind.DATA, 0, 1, data[:piece]))
+        data = data[piece:]
+
+    async def read() -> list[bytes]:
+        peer = Peer()
+        incoming = peer.stream()
+        peer.say(frame(Kind.HEADERS, frames.END_HEADERS, 1, _OPEN))
+        said = b"".join(parts)
+        for at in range(0, len(said), at_once):
+            peer.say(said[at : at + at_once])
+        peer.say(frame(Kind.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, _ENDED))
+        assert (incoming.ended, incoming.error) == (True, None)
+        return [incoming.next() for _ in range(len(incoming.messages))]
+
+    assert asyncio.run(read()) == messages
+
+
+async def test_a_stream_gets_no_further_ahead_of_its_reader_than_its_window() -> None:
+    peer = Peer()
+    incoming = peer.stream()
+    await peer.sent()
+    peer.say(frame(Kind.HEADERS, frames.END_HEADERS, 1, _OPEN))
+    window = 1 << 24
+    message = frame(Kind.DATA, 0, 1, b"\0\0\0\x0f\xfb" + b"x" * 4_091)  # 4,096 bytes with its prefix
+    for _ in range(window // 4_096):
+        peer.say(message)
+    assert await peer.sent(Kind.WINDOW_UPDATE) == []
+    told = 0
+    for _ in range(window // 4_096):
+        incoming.next()
+        peer.link.give_back(incoming)
+        for update in await peer.sent(Kind.WINDOW_UPDATE):
+            assert update.stream == 1
+            told += frames.number(update.payload)
+    assert told == window
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (b"\1\0\0\0\0", grpc.StatusCode.INTERNAL),  # compressed
+        (b"\0\0\0\0\7abc", grpc.StatusCode.INTERNAL),  # cut off
+        (b"\0\x40\0\0\0", grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ],
+)
+async def test_what_is_no_message_ends_a_stream_after_those_before_it(
+    said: bytes, code: grpc.StatusCode
+) -> None:
+    peer = Peer()
+    incoming = peer.stream()
+    end = frames.END_HEADERS | frames.END_STREAM
+    peer.say(frame(Kind.HEADERS, frames.END_HEADERS, 1, _OPEN))
+    peer.say(frame(Kind.DATA, 0, 1, b"\0\0\0\0\2ok" + said), frame(Kind.HEADERS, end, 1, _ENDED))
+    assert list(incoming.messages) == [b"ok"]
+    error: Any = incoming.error
+    assert error.code() is code
+
+
+async def test_a_peer_that_says_nothing_is_asked_and_then_given_up() -> None:
+    peer = Peer(Keepalive(after_s=0.02, patience_s=0.2))
+    incoming = peer.stream()
+    asked = await eventually_async(lambda: peer.sent(Kind.PING))
+    assert asked[0].flags == 0
+    peer.say(frame(Kind.PING, frames.ACK, 0, asked[0].payload))
+    await eventually_async(lambda: peer.sent(Kind.PING))
+    assert not peer.closed
+    await eventually_async(lambda: peer.closed)
+    error: Any = incoming.error
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_peer_of_whom_nothing_is_expected_is_left_alone() -> None:
+    peer = Peer(Keepalive(after_s=0.01, patience_s=0.01))
+    call = peer.call(b"")
+    end = frames.END_HEADERS | frames.END_STREAM
+    peer.say(frame(Kind.DATA, 0, 1, b"\0\0\0\0\0"), frame(Kind.HEADERS, end, 1, _OK))
+    assert call.answer.result() == b""
+    await asyncio.sleep(0.1)  # nothing is to happen
+    assert (await peer.sent(Kind.PING), peer.closed) == ([], False)
 
 
 async def test_pings_and_settings_are_answered() -> None:

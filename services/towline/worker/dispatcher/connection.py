@@ -1,4 +1,4 @@
-"""The connection to the scheduler: channel, metadata of each call, reports that are repeated."""
+"""The connection to the scheduler: metadata of each call, the stream of work, reports that are repeated."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
-from towline.http2 import UnaryCalls
+from towline.http2 import Calls, Keepalive
 from towline.worker import sdk
 
 _log = logging.getLogger(__name__)
 
 _MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024
+_KEEPALIVE: Final = Keepalive(after_s=20.0, patience_s=10.0)
 _CHANNEL_OPTIONS: Final = (
     ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", -1),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_time_ms", int(_KEEPALIVE.after_s * 1000)),
+    ("grpc.keepalive_timeout_ms", int(_KEEPALIVE.patience_s * 1000)),
     # gRPC's own reconnect backoff grows to two minutes; a restarted scheduler is back within a second.
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
@@ -51,19 +52,24 @@ class Backoff:
 
 
 class Connection:
-    """One channel and its stub. Belongs to the loop that it was made on.
+    """Belongs to the loop that it was made on.
 
     Args:
         worker: The SDK's worker whose address, hub and credential are used.
-        direct: Make short calls without gRPC's core where the scheduler speaks plain text.
+        direct: Do without gRPC's core where the scheduler speaks plain text.
     """
 
     def __init__(self, worker: sdk.Worker, *, direct: bool = True) -> None:
         self._worker = worker
         address = sdk.plain_address(worker) if direct else None
-        self._calls = None if address is None else UnaryCalls(*address)
-        self._channel = sdk.async_channel(worker, _CHANNEL_OPTIONS)
-        self.stub = sdk.stub(self._channel)
+        # One of the two.
+        self._calls: Calls | None = None
+        self._channel: grpc.aio.Channel | None = None
+        if address is None:
+            self._channel = sdk.async_channel(worker, _CHANNEL_OPTIONS)
+            self._stub = sdk.stub(self._channel)
+        else:
+            self._calls = Calls(*address, answer_bytes_max=_MESSAGE_BYTES_MAX, keepalive=_KEEPALIVE)
         self._metadata: tuple[tuple[str, str], ...] = ()
         self._refresh: asyncio.Task[None] | None = None
         self._random = Random()  # noqa: S311 — jitter
@@ -78,11 +84,18 @@ class Connection:
         await self._refresh_metadata()
         if self._refresh is None:
             self._refresh = asyncio.create_task(self._keep_fresh(), name="worker-token-refresh")
-        await self.stub.Hello(sdk.hello(), timeout=_HELLO_TIMEOUT_S, metadata=self._metadata)
+        await self.call("Hello", sdk.hello(), timeout_s=_HELLO_TIMEOUT_S)
 
     def work_items(self, request: Any) -> Any:
-        """The stream of work items."""
-        return self.stub.GetWorkItems(request, metadata=self._metadata)
+        """The stream of work items: a `ServerStream`, or what `grpc.aio` has for one."""
+        if self._calls is not None:
+            return self._calls.stream(
+                sdk.method_path("GetWorkItems"),
+                request.SerializeToString(),
+                decode=sdk.read_work_item,
+                metadata=self._metadata,
+            )
+        return self._stub.GetWorkItems(request, metadata=self._metadata)
 
     async def report(self, method: str, message: Any) -> bool:
         """Report what became of a work item, again and again until the scheduler has it.
@@ -109,7 +122,7 @@ class Connection:
             else:
                 return True
 
-    async def call(self, method: str, message: Any) -> None:
+    async def call(self, method: str, message: Any, *, timeout_s: float = _CALL_TIMEOUT_S) -> None:
         """One unary call.
 
         Raises:
@@ -119,20 +132,21 @@ class Connection:
             await self._calls.call(
                 sdk.method_path(method),
                 message.SerializeToString(),
-                timeout_s=_CALL_TIMEOUT_S,
+                timeout_s=timeout_s,
                 metadata=self._metadata,
             )
             return
-        rpc: Callable[..., Awaitable[Any]] = getattr(self.stub, method)
-        await rpc(message, timeout=_CALL_TIMEOUT_S, metadata=self._metadata)
+        rpc: Callable[..., Awaitable[Any]] = getattr(self._stub, method)
+        await rpc(message, timeout=timeout_s, metadata=self._metadata)
 
     async def close(self) -> None:
-        """Close the channel; calls that are open fail."""
+        """Close it; calls that are open fail."""
         if self._refresh is not None:
             self._refresh.cancel()
         if self._calls is not None:
             self._calls.close()
-        await self._channel.close()
+        if self._channel is not None:
+            await self._channel.close()
 
     async def _keep_fresh(self) -> None:
         while True:

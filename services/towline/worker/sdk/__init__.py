@@ -59,6 +59,7 @@ from towline.worker.sdk.scheduler import (
     payload_store,
     plain_address,
     prepare,
+    read_work_item,
     stub,
     work_items_request,
 )
@@ -111,6 +112,7 @@ __all__ = [
     "prepare",
     "raise_event_request",
     "raised_events",
+    "read_work_item",
     "resolve_payloads",
     "run_on_agent_loop",
     "started_event",

@@ -109,6 +109,11 @@ def stub(channel: grpc.aio.Channel) -> Any:
     return pb_grpc.TaskHubSidecarServiceStub(channel)
 
 
+def read_work_item(data: bytes) -> Any:
+    """A work item as it came over the stream."""
+    return pb.WorkItem.FromString(data)
+
+
 def hello() -> Any:
     """The message that greets the scheduler."""
     return empty_pb2.Empty()
