@@ -1,7 +1,8 @@
 """Fetch the systems that `benchmarks/run.py` compares with: ``python benchmarks/install.py [NAME …]``.
 
-Everything goes into the user's cache folder: a Python environment of its own, Restate's server (from its npm
-packages) and Temporal's (built by Go). PostgreSQL is the machine's: Debian's package ``postgresql``.
+Everything goes into the user's cache folder: a Python environment made by the interpreter that runs this,
+Restate's server (from its npm packages) and Temporal's (built by Go). PostgreSQL is the machine's: Debian's
+package ``postgresql``.
 What cannot be had is said, and the others are installed all the same.
 """
 
@@ -18,6 +19,7 @@ from typing import Final
 if __name__ == "__main__":  # `python benchmarks/install.py` puts its own folder on the path, not the root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.end_to_end import interpreter
 from benchmarks.end_to_end.installed import FOLDER, POSTGRES_HINT, postgres_programs, python
 
 RESTATE: Final = "@restatedev/restate-server@1.7.12"
@@ -31,9 +33,12 @@ class InstallError(Exception):
 
 
 def packages() -> None:
-    """The Python packages, in an environment of their own."""
-    if not python().exists():
-        _run([sys.executable, "-m", "venv", str(FOLDER / "venv")])
+    """The Python packages, in an environment of their own, of the build of Python that runs this."""
+    ours, theirs = interpreter.this(), interpreter.of(python())
+    if theirs is None or theirs.build != ours.build:
+        if theirs is not None:
+            print(f"packages: made anew: the environment was of Python {theirs}, this is {ours}", flush=True)
+        _run([sys.executable, "-m", "venv", "--clear", str(FOLDER / "venv")])
     _run([str(python()), "-m", "pip", "install", "--quiet", "--requirement", str(_REQUIREMENTS)])
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 if __name__ == "__main__":  # `python benchmarks/run.py` puts its own folder on the path, not the root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.end_to_end import campaigns, report
+from benchmarks.end_to_end import campaigns, installed, report
 from benchmarks.end_to_end.pages import replaced
 from benchmarks.end_to_end.results import Results
 from benchmarks.end_to_end.systems import SYSTEMS
@@ -75,6 +75,8 @@ def main() -> int:
     if arguments.only_report:
         arguments.merge = True
         return finish(arguments, Results())
+    if warning := installed.other_build():
+        print(f"WARNING: {warning}", file=sys.stderr, flush=True)
     # As by Ctrl-C: what was started is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if arguments.data_growth:

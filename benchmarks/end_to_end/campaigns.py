@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from benchmarks.end_to_end import report
+from benchmarks.end_to_end import installed, report
 from benchmarks.end_to_end.load import Load, load
 from benchmarks.end_to_end.processes import memory_mb
 from benchmarks.end_to_end.results import Measured, Results
@@ -174,11 +174,13 @@ async def soak(names: Sequence[str], seconds: float) -> Results:
 
 def about(names: Sequence[str]) -> dict[str, object]:
     """When, where, what."""
+    warning = installed.other_build()
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cores": os.cpu_count(), "system": platform.platform()},
         "versions": report.versions(),
         "systems": {name: {"about": SYSTEMS[name].about, "durable": SYSTEMS[name].durable} for name in names},
+        **({"warnings": [warning]} if warning else {}),
     }
 
 

@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from benchmarks.end_to_end import interpreter
+
 from towline.dev.cache import cache_folder
 
 FOLDER: Final = cache_folder() / "bench"
@@ -56,10 +58,23 @@ def python_environment() -> dict[str, str]:
 
 
 @cache
+def other_build() -> str | None:
+    """What is wrong if the compared systems run on another build of Python than this; None: nothing."""
+    ours, theirs = interpreter.this(), interpreter.of(python())
+    if theirs is None or theirs.build == ours.build:
+        return None
+    return (
+        f"The compared systems run on another build of Python ({theirs}) than Towline ({ours}), which alone "
+        f"makes a difference in CPU and speed: {INSTALL_HINT} by the interpreter that runs the benchmark"
+    )
+
+
+@cache
 def versions() -> dict[str, str]:
     """Of the compared systems, by name."""
     found: dict[str, str] = {}
-    if python().exists():
+    if theirs := interpreter.of(python()):
+        found["peers' python"] = str(theirs)
         names = ("calfkit", "confluent-kafka", "dbos", "hypercorn", "restate-sdk", "temporalio")
         script = f"import importlib.metadata as m\nfor n in {names!r}: print(n, m.version(n))"
         done = subprocess.run([str(python()), "-c", script], capture_output=True, text=True, check=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-from benchmarks.end_to_end import installed
+from benchmarks.end_to_end import installed, interpreter
 from benchmarks.end_to_end.results import Key, Results, Summary, ratio, summarise
 from benchmarks.end_to_end.yardstick import AT_REST_MS
 
@@ -52,7 +51,7 @@ _COLUMNS: Final = (
 
 def versions() -> dict[str, str]:
     """Of the interpreter and of what is measured."""
-    found = {"python": platform.python_version()}
+    found = {"python": str(interpreter.this())}
     for name in _PACKAGES:
         try:
             found[name] = version(name)
@@ -79,6 +78,7 @@ def markdown(results: Results) -> str:
         lines += [f"{about['at']}, {about['machine']['cores']} cores, shared.", ""]
         for name, system in about["systems"].items():
             lines.append(f"- **{name}**: {system['about']} Durable: {system['durable']}.")
+        lines += [line for warning in about.get("warnings", ()) for line in ("", f"**{warning}.**")]
         lines += ["", f"Versions: {', '.join(f'{k} {v}' for k, v in about['versions'].items())}.", ""]
     lines += [f"- Not run: {name}: {reason}." for name, reason in results.not_run.items()]
     lines += ["", _LEGEND, ""]
