@@ -12,13 +12,13 @@ import os
 
 from aiokafka import AIOKafkaConsumer
 from benchmarks.end_to_end.job import expected, latency_s
-from benchmarks.end_to_end.peers.says import ANSWERS, KAFKA, say, say_ready
+from benchmarks.end_to_end.peers.says import ANSWERS, KAFKA, PREFIX, say, say_ready
 from calfkit import Agent, Client, ProvisioningConfig, Worker, consumer
 from calfkit._vendor.pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, UserPromptPart
 from calfkit._vendor.pydantic_ai.models.function import AgentInfo, FunctionModel
 from calfkit.models.consumer_context import ConsumerContext
 
-OUTPUT = "bench.calfkit.output"
+AGENT, OUTPUT = f"{PREFIX}.answerer", f"{PREFIX}.output"
 
 
 async def answer(messages: list[ModelMessage], _: AgentInfo) -> ModelResponse:
@@ -27,18 +27,18 @@ async def answer(messages: list[ModelMessage], _: AgentInfo) -> ModelResponse:
     return ModelResponse(parts=[TextPart(expected(text))])
 
 
-@consumer(subscribe_topics=OUTPUT, agent_output_type=str)
+@consumer(name=f"{PREFIX}.publish", subscribe_topics=OUTPUT, agent_output_type=str)
 async def publish(context: ConsumerContext[str]) -> None:
     if context.output is not None:
         await say(context.correlation_id, {"output": context.output})
 
 
 async def consume(client: Client) -> None:
-    answerer = client.agent("answerer")
+    answerer = client.agent(AGENT)
     requests = AIOKafkaConsumer(
         ANSWERS,
         bootstrap_servers=KAFKA,
-        group_id="gateway",
+        group_id=ANSWERS,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
     )
@@ -61,7 +61,7 @@ async def main() -> None:
         enable_idempotence=os.environ["BENCH_ACKS"] == "all" or None,
     )
     agent = Agent(
-        "answerer",
+        AGENT,
         system_prompt="Answer.",
         model_client=FunctionModel(answer),  # type: ignore[arg-type] - calfkit's alias of the same base
         publish_topic=OUTPUT,

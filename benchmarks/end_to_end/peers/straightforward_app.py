@@ -27,19 +27,19 @@ client = AsyncTaskHubGrpcClient(host_address=_BACKEND, logger=quiet)
 loop: asyncio.AbstractEventLoop
 
 
-@broker.subscriber(ANSWERS, group_id="answers", auto_offset_reset="earliest")
+@broker.subscriber(ANSWERS, group_id=ANSWERS, auto_offset_reset="earliest")
 async def on_answer(body: dict[str, Any]) -> None:
     await client.schedule_new_orchestration("answer", input=body["message"], instance_id=body["run_id"])
 
 
-@broker.subscriber(APPROVED, group_id="approved", auto_offset_reset="earliest")
+@broker.subscriber(APPROVED, group_id=APPROVED, auto_offset_reset="earliest")
 async def on_approved_answer(body: dict[str, Any]) -> None:
     await client.schedule_new_orchestration(
         "approved_answer", input=body["message"], instance_id=body["run_id"]
     )
 
 
-@broker.subscriber(DECISIONS, group_id="decisions", auto_offset_reset="earliest")
+@broker.subscriber(DECISIONS, group_id=DECISIONS, auto_offset_reset="earliest")
 async def on_decision(body: dict[str, Any]) -> None:
     await client.raise_orchestration_event(body["run_id"], "HumanApproval", data=body)
 

@@ -21,7 +21,7 @@ from temporalio.worker import Worker
 with workflow.unsafe.imports_passed_through():
     from aiokafka import AIOKafkaConsumer, TopicPartition
     from benchmarks.end_to_end.job import make_agent
-    from benchmarks.end_to_end.peers.says import ANSWERS, APPROVED, DECISIONS, KAFKA, say, say_ready
+    from benchmarks.end_to_end.peers.says import ANSWERS, APPROVED, DECISIONS, KAFKA, PREFIX, say, say_ready
 
 QUEUE = "bench"
 PATIENCE = timedelta(minutes=5)
@@ -93,7 +93,7 @@ async def consume(client: Client) -> None:
         APPROVED,
         DECISIONS,
         bootstrap_servers=KAFKA,
-        group_id="temporal",
+        group_id=PREFIX,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
     )
