@@ -39,7 +39,8 @@ class Calfkit(Peer):
             "BENCH_WORKERS": str(self.workers),
             "BENCH_ACKS": self.acks,
         }
-        self.spawn_app("app", "calfkit_app", python=installed.python(), env=env)
+        for app in self.app_names:
+            self.spawn_app(app, "calfkit_app", python=installed.python(), env=env)
 
 
 class CalfkitTuned(Calfkit):
@@ -54,3 +55,14 @@ class CalfkitTuned(Calfkit):
     }
     workers = 2_000
     acks = "all"
+
+
+class CalfkitX2(CalfkitTuned):
+    """Two workers: a node's consumer group is named after the node, so that its copies share its messages."""
+
+    name = "calfkit-x2"
+    about = (
+        "As calfkit-tuned, with two processes, each a worker with all nodes and a gateway, in the same Kafka "
+        "groups (a node's group is its name, calfkit's default)."
+    )
+    apps = 2

@@ -65,15 +65,17 @@ class Dbos(Peer):
             ready=lambda: _is_ready(programs / "pg_isready", port),
             user=user,
         )
-        self.spawn_app(
-            "app",
-            "dbos_app",
-            python=installed.python(),
-            env={
-                "BENCH_DATABASE": f"postgresql://postgres@127.0.0.1:{port}/bench",
-                "BENCH_DBOS": json.dumps(self.config),
-            },
-        )
+        for app in self.app_names:
+            self.spawn_app(
+                app,
+                "dbos_app",
+                python=installed.python(),
+                env={
+                    "BENCH_DATABASE": f"postgresql://postgres@127.0.0.1:{port}/bench",
+                    # By its guide to recovery: each executor finishes what is tagged with its own id.
+                    "BENCH_DBOS": json.dumps({**self.config, "executor_id": app}),
+                },
+            )
 
 
 class DbosTuned(Dbos):
@@ -82,6 +84,17 @@ class DbosTuned(Dbos):
     name = "dbos-tuned"
     about = "As dbos, with its Kafka queue polled every 10 ms and a pool of 50 connections."
     config: ClassVar = {"kafka_queue_polling_interval_sec": 0.01, "sys_db_pool_size": 50}
+
+
+class DbosX2(DbosTuned):
+    """Two executors."""
+
+    name = "dbos-x2"
+    about = (
+        "As dbos-tuned, with two executors on the one database, each with an id of its own, in the same "
+        "Kafka groups: what one has consumed either may dequeue."
+    )
+    apps = 2
 
 
 def _is_ready(program: os.PathLike[str], port: int) -> bool:

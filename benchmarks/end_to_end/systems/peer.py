@@ -11,7 +11,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from urllib import error, request
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -27,6 +27,9 @@ _LOG_SHOWN: Final = 2_000
 
 class Peer(System):
     """Reads ``bench.NAME.answer``, ``.approved_answer`` and ``.decisions``, and writes ``.says``."""
+
+    apps: ClassVar[int] = 1
+    """Processes of the app, which runs the user's Python."""
 
     def __init__(self, bootstrap: str) -> None:
         super().__init__(bootstrap)
@@ -72,6 +75,11 @@ class Peer(System):
     @abstractmethod
     def launch(self) -> None:
         """Start its processes by `spawn`, in order."""
+
+    @property
+    def app_names(self) -> Sequence[str]:
+        """One for each process of the app."""
+        return ("app",) if self.apps == 1 else [f"app {number}" for number in range(1, self.apps + 1)]
 
     def spawn(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import ClassVar
 
 from benchmarks.end_to_end import installed
@@ -24,6 +25,8 @@ class Restate(Peer):
     durable = "every step (its log in RocksDB, fsynced), Kafka offsets with the invocation"
     settings: ClassVar[str] = ""
     """More of the server's configuration, TOML."""
+    hypercorn: ClassVar[Mapping[str, str | int]] = {}
+    """Hypercorn's configuration."""
 
     @classmethod
     def missing(cls) -> str | None:
@@ -63,12 +66,17 @@ class Restate(Peer):
             [binary, "--no-logo", "--config-file", configuration],
             ready=lambda: http_ok(f"http://127.0.0.1:{admin}/health"),
         )
+        hypercorn = self.data / "hypercorn.toml"
+        # What JSON makes of a number or a short string is TOML too.
+        hypercorn.write_text(
+            "\n".join(f"{name} = {json.dumps(value)}" for name, value in self.hypercorn.items())
+        )
         url = f"http://127.0.0.1:{service}"
         self.spawn(
             "service",
             [
                 installed.python(),
-                *("-m", "hypercorn", "--bind", f"127.0.0.1:{service}", *self.hypercorn()),
+                *("-m", "hypercorn", "--config", hypercorn, "--bind", f"127.0.0.1:{service}"),
                 "benchmarks.end_to_end.peers.restate_app:app",
             ],
             ready=lambda: http_ok(f"{url}/health"),
@@ -90,10 +98,6 @@ class Restate(Peer):
                 },
             )
 
-    def hypercorn(self) -> tuple[str, ...]:
-        """More of Hypercorn's options."""
-        return ()
-
 
 class RestateTuned(Restate):
     """By its documentation's advice for small machines: fewer partitions; Hypercorn on uvloop."""
@@ -101,6 +105,21 @@ class RestateTuned(Restate):
     name = "restate-tuned"
     about = "As restate, with four partitions in place of 24, and Hypercorn on uvloop."
     settings = "default-num-partitions = 4"
+    hypercorn: ClassVar = {"worker_class": "uvloop"}
 
-    def hypercorn(self) -> tuple[str, ...]:
-        return ("--worker-class", "uvloop")
+
+class RestateX2(RestateTuned):
+    """Two workers of Hypercorn behind its one port."""
+
+    name = "restate-x2"
+    about = (
+        "As restate-tuned, with two worker processes of Hypercorn and what Restate's guide sets for it in "
+        "production: no limits of streams or requests for a connection."
+    )
+    hypercorn: ClassVar = {
+        **RestateTuned.hypercorn,
+        "workers": 2,
+        "h2_max_concurrent_streams": 2**31 - 1,
+        "keep_alive_max_requests": 2**31 - 1,
+        "keep_alive_timeout": 2**31 - 1,
+    }

@@ -24,4 +24,17 @@ class Straightforward(Peer):
     def launch(self) -> None:
         env = {"BENCH_BACKEND_PORT": str(ports.lease(None))}
         self.spawn_app("backend", "straightforward_backend", python=sys.executable, env=env)
-        self.spawn_app("app", "straightforward_app", python=sys.executable, env=env)
+        for app in self.app_names:
+            self.spawn_app(app, "straightforward_app", python=sys.executable, env=env)
+
+
+class StraightforwardX2(Straightforward):
+    """Two of its app on the one backend."""
+
+    name = "straightforward-x2"
+    about = (
+        "As straightforward, with two processes of the app in the same Kafka groups, each with its own SDK "
+        "worker of 64 threads, on the one in-memory backend."
+    )
+    refuses: ClassVar = {"in-flight": "128 threads: 2,000 model calls of 10 s would take over 2 minutes"}
+    apps = 2

@@ -15,6 +15,7 @@ from redis import Redis
 from towline.contracts.cloudevents import encode
 from towline.contracts.events import ApprovalDecided, Event, EventData, RunRequested
 from towline.contracts.topics import Topics
+from towline.dev import ports
 from towline.dev.stack import ROLES, Stack, StackPlan
 
 
@@ -32,18 +33,25 @@ class Towline(System):
     given: ClassVar[Mapping[str, str]] = {}
     """Addresses of parts that are not started."""
     roles: ClassVar[Sequence[str]] = ROLES
+    workers: ClassVar[int] = 1
 
     def __init__(self, bootstrap: str) -> None:
         super().__init__(bootstrap)
         self._folder = tempfile.TemporaryDirectory(prefix="towline-bench-")
+        settings = {"TOWLINE_LOG_LEVEL": "WARNING", **self.settings}
+        wanted: dict[str, int] = {}
+        if self.workers > 1:
+            settings["TOWLINE_WORKER_PROCESSES"] = str(self.workers)
+            wanted["worker"] = _followed(self.workers)
         self._stack = Stack(
             StackPlan(
                 data=Path(self._folder.name),
                 app="benchmarks.end_to_end.towline_app:setup_worker",
                 given={"TOWLINE_KAFKA_BOOTSTRAP": bootstrap, **self.given},
                 roles=self.roles,
-                settings={"TOWLINE_LOG_LEVEL": "WARNING", **self.settings},
+                settings=settings,
                 partitions=PARTITIONS,
+                ports=wanted,
             )
         )
 
@@ -124,3 +132,35 @@ class TowlineCore(Towline):
     }
     given: ClassVar[Mapping[str, str]] = {"TOWLINE_REDIS_URL": "redis://127.0.0.1:1"}
     roles: ClassVar[Sequence[str]] = ("bridge", "worker")
+
+
+class TowlineX2(Towline):
+    """Two worker processes."""
+
+    name = "towline-x2"
+    about = "As towline, with two worker processes under one (`TOWLINE_WORKER_PROCESSES=2`)."
+    settings: ClassVar[Mapping[str, str]] = {"TOWLINE_KAFKA_TOPIC_PREFIX": "towline-x2."}
+    workers = 2
+
+
+class TowlineCoreX2(TowlineCore):
+    """The same without streams and index."""
+
+    name = "towline-core-x2"
+    about = "As towline-core, with two worker processes under one (`TOWLINE_WORKER_PROCESSES=2`)."
+    settings: ClassVar[Mapping[str, str]] = {
+        **TowlineCore.settings,
+        "TOWLINE_KAFKA_TOPIC_PREFIX": "towline-core-x2.",
+    }
+    workers = 2
+
+
+def _followed(count: int) -> int:
+    """A free port, the `count` next leased: the worker processes take them, and no stack knows of it."""
+    while True:
+        first = ports.lease()
+        following = range(first + 1, first + 1 + count)
+        leased = [ports.lease(port) for port in following]
+        ports.release(first)  # for the stack, which leases what it uses
+        if leased == list(following):
+            return first
