@@ -154,8 +154,7 @@ async def measure(generator: Load, workload: Workload, round_name: str) -> Measu
     yardstick = await asyncio.to_thread(yardstick_ms)
     before = {name: cpu_ms(pid) for name, pid in processes.items()}
     busy_before, clock_before = machine_busy_ms(), time.perf_counter()
-    own = {name: processes[name] for name in system.own}
-    with PeakMemory(lambda: processes) as memory, PeakMemory(lambda: own) as own_memory:
+    with PeakMemory(lambda: processes, together=system.own) as memory:
         work = await workload.do(generator, messages)
         await asyncio.sleep(_SETTLE_S)
     used = {name: cpu_ms(pid) - before[name] for name, pid in processes.items()}
@@ -176,7 +175,7 @@ async def measure(generator: Load, workload: Workload, round_name: str) -> Measu
         cpu_ms_per_run={name: ms / workload.runs for name, ms in used.items()},
         own_cpu_ms_per_run=sum(used[name] for name in system.own) / workload.runs,
         peak_mb=memory.peak_mb,
-        peak_together_mb=own_memory.together_mb,
+        peak_together_mb=memory.together_mb,
         load=os.getloadavg()[0],
         yardstick_ms=yardstick,
         others_cores=max(0.0, busy_ms - sum(used.values())) / elapsed_ms,
