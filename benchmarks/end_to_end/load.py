@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -19,9 +19,18 @@ SILENCE_S: Final = 60.0
 
 
 @dataclass(slots=True)
+class _Heard:
+    """What runs have said of one kind."""
+
+    by_run: dict[str, Any] = field(default_factory=dict[str, Any])
+    missing: set[str] = field(default_factory=set[str])
+    """Runs that are waited for; counted down, so that news cost no more with many of them."""
+
+
+@dataclass(slots=True)
 class _Seen:
-    asks: dict[str, str] = field(default_factory=dict[str, str])
-    outputs: dict[str, Any] = field(default_factory=dict[str, Any])
+    asks: _Heard = field(default_factory=_Heard)
+    outputs: _Heard = field(default_factory=_Heard)
     at: dict[str, float] = field(default_factory=dict[str, float])
     times: Counter[str] = field(default_factory=Counter[str])
 
@@ -51,10 +60,12 @@ class Load:
         if said is None:
             return
         if said.asks is not None:
-            self._seen.asks[said.run_id] = said.asks
+            self._seen.asks.by_run[said.run_id] = said.asks
+            self._seen.asks.missing.discard(said.run_id)
             return
         self._seen.times[said.run_id] += 1
-        self._seen.outputs.setdefault(said.run_id, said.output)
+        self._seen.outputs.by_run.setdefault(said.run_id, said.output)
+        self._seen.outputs.missing.discard(said.run_id)
         self._seen.at.setdefault(said.run_id, time.perf_counter())
 
     async def publish(self, messages: Iterable[Message]) -> None:
@@ -69,20 +80,23 @@ class Load:
 
     async def answered(self, run_ids: Iterable[str]) -> None:
         """Wait for the outcome of each, or for silence."""
-        await self._until(lambda missing: missing - self._seen.outputs.keys(), set(run_ids))
+        await self._until(self._seen.outputs, set(run_ids))
 
     async def asked(self, run_ids: Iterable[str]) -> dict[str, str]:
         """Wait until each asks for a decision; the approvals by run."""
         wanted = set(run_ids)
-        await self._until(lambda missing: missing - self._seen.asks.keys(), wanted)
-        return {run_id: self._seen.asks[run_id] for run_id in wanted & self._seen.asks.keys()}
+        asks = self._seen.asks
+        await self._until(asks, wanted)
+        return {run_id: asks.by_run[run_id] for run_id in wanted & asks.by_run.keys()}
 
-    async def _until(self, left: Callable[[set[str]], set[str]], missing: set[str]) -> None:
+    async def _until(self, heard: _Heard, wanted: set[str]) -> None:
+        """Wait until all `wanted` have been heard, or for silence. One at a time for each kind."""
+        heard.missing = wanted - heard.by_run.keys()
         async with self._news:
-            last, since = len(missing) + 1, time.monotonic()
-            while missing := left(missing):
-                if len(missing) < last:
-                    last, since = len(missing), time.monotonic()
+            last, since = len(heard.missing) + 1, time.monotonic()
+            while heard.missing:
+                if len(heard.missing) < last:
+                    last, since = len(heard.missing), time.monotonic()
                 if time.monotonic() - since > SILENCE_S:
                     return
                 await self._news.wait()
@@ -93,19 +107,19 @@ class Load:
 
     def check(self, messages: Mapping[str, str]) -> tuple[int, int, int]:
         """How many outcomes are missing, came more than once, are wrong."""
-        seen = self._seen
-        lost = sum(run_id not in seen.outputs for run_id in messages)
-        duplicates = sum(seen.times[run_id] - 1 for run_id in messages if run_id in seen.outputs)
+        times, outputs = self._seen.times, self._seen.outputs.by_run
+        lost = sum(run_id not in outputs for run_id in messages)
+        duplicates = sum(times[run_id] - 1 for run_id in messages if run_id in outputs)
         wrong = sum(
-            run_id in seen.outputs and seen.outputs[run_id] != expected(message)
-            for run_id, message in messages.items()
+            run_id in outputs and outputs[run_id] != expected(message) for run_id, message in messages.items()
         )
         return lost, duplicates, wrong
 
     def forget(self, run_ids: Iterable[str]) -> None:
         """Drop what was noted about runs that were checked, so that long tests don't grow."""
+        seen = self._seen
         for run_id in run_ids:
-            for noted in (self._seen.asks, self._seen.outputs, self._seen.at, self._seen.times):
+            for noted in (seen.asks.by_run, seen.outputs.by_run, seen.at, seen.times):
                 noted.pop(run_id, None)
 
 
