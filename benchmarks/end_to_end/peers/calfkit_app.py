@@ -66,7 +66,13 @@ async def main() -> None:
         model_client=FunctionModel(answer),  # type: ignore[arg-type] - calfkit's alias of the same base
         publish_topic=OUTPUT,
     )
-    worker = Worker(client, nodes=[agent, publish], max_workers=int(os.environ["BENCH_WORKERS"]))
+    worker = Worker(
+        client,
+        nodes=[agent, publish],
+        max_workers=int(os.environ["BENCH_WORKERS"]),
+        # By default a new group begins at the end: what comes before its first assignment would be lost.
+        extra_subscribe_kwargs={"auto_offset_reset": "earliest"},
+    )
     async with worker:
         say_ready()
         await consume(client)

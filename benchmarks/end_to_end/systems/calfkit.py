@@ -15,7 +15,8 @@ class Calfkit(Peer):
     name = "calfkit"
     about = (
         "calfkit's own agent (it calls no others) on a scripted model, a gateway that hands it what comes "
-        "from Kafka, a consumer node that publishes; all by default: a node takes one message at a time."
+        "from Kafka, a consumer node that publishes; all by default (but a new group begins at the "
+        "beginning): a node takes one message at a time."
     )
     durable = "nothing of a run: offsets are committed before a message is handled, its producer's acks=1"
     refuses: ClassVar = {
