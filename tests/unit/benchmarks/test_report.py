@@ -28,6 +28,20 @@ def test_each_row_sets_towline_beside_that_system() -> None:
     assert "1.00, 1.00" not in ours
 
 
+def test_a_system_with_two_processes_is_set_beside_towlines_of_two_and_each_beside_its_core() -> None:
+    rows = [
+        ROW,
+        replace(ROW, system="towline-x2", seconds=1.0),
+        replace(ROW, system="towline-core-x2", seconds=0.5),
+        replace(ROW, system="dbos-x2", seconds=4.0),
+    ]
+
+    page = markdown(Results(rows=rows))
+
+    (theirs,) = [line for line in page.splitlines() if line.startswith("| dbos-x2 |")]
+    assert "| 4.00, 1.00 | 8.00, 1.00 |" in theirs
+
+
 def test_losses_of_any_round_are_shown() -> None:
     page = markdown(Results(rows=[ROW, replace(ROW, lost=3, duplicates=2, wrong=1)]))
 
@@ -43,8 +57,8 @@ def test_the_short_table_has_one_row_for_each_workload_and_system() -> None:
     rows = compact(Results(rows=[ours, slower, few, swept])).splitlines()[2:]
 
     assert rows == [
-        "| 300 at once, L = 0 ms | **towline** | 50 | | 4.0 (2.0) | | |",
-        "| | dbos | 25 | | 16.0 (8.0) | 2.02, 0.25 | 3 lost |",
+        "| 300 at once, L = 0 ms | **towline** | 50 | | 4.0 (2.0) | | | |",
+        "| | dbos | 25 | | 16.0 (8.0) | 2.02, 0.25 | | 3 lost |",
     ]
 
 
