@@ -78,12 +78,15 @@ def costs(results: Results) -> Costs:
     Raises:
         ScaleError: There is no row of plain runs; it says what to run.
     """
-    ours = [one for one in summarise(results.rows) if one.system == "towline"]
+    summaries = summarise(results.rows)
+    ours = [one for one in summaries if one.system == "towline"]
     plain = _largest([one for one in ours if one.key[0] == "at once" and one.key[2] == 0])
     if plain is None:
         raise ScaleError("no row of towline, at once, L = 0: run benchmarks/run.py --systems towline --merge")
     approved = _largest([one for one in ours if one.key[0] == "approvals"])
-    waiting = _largest([one for one in ours if one.key[0] == "waiting approvals"])
+    # What a waiting run keeps is the same with any number of workers.
+    any_of_ours = [one for one in summaries if one.system in ("towline", "towline-x2")]
+    waiting = _largest([one for one in any_of_ours if one.key[0] == "waiting approvals"])
     return Costs(
         cpu_ms={role: plain.cpu_ms.get(role, 0.0) for role in ROLES},
         approval_factor=approved.in_yardsticks / plain.in_yardsticks if approved else math.nan,
