@@ -144,3 +144,23 @@ def test_an_instance_whose_worker_is_full_or_gone_goes_to_another_one(
     dispatcher.answered(first, take(dispatcher, first))
     dispatcher.offer(turn("run", "instance", fresh=False))
     assert take(dispatcher, first) == "instance"
+
+
+def test_a_worker_that_let_a_turn_lapse_is_no_longer_the_one_that_had_the_instance(
+    dispatcher: Dispatcher, workers: tuple[Stream, Stream]
+) -> None:
+    first, second = workers
+    run_turn(dispatcher, first, "instance")
+    dispatcher.offer(turn("run", "instance", fresh=False))
+    assert take(dispatcher, first) == "instance"
+    assert [work.subject for _, work in dispatcher.expired(now=1.0)] == [(HUB, "instance")]
+    for instance in ("busy", "busy too"):
+        dispatcher.offer(turn("run", instance, fresh=True))
+    for instance in ("by age", "other", "instance"):
+        dispatcher.offer(turn("run", instance, fresh=False))
+    dispatcher.answered(second, take(dispatcher, second))
+    assert take(dispatcher, second) == "by age"
+
+    dispatcher.answered(first, take(dispatcher, first))
+
+    assert take(dispatcher, first) == "other"

@@ -310,12 +310,9 @@ class Dispatcher:
 
     def answered(self, stream: Stream, token: str) -> Work | None:
         """A worker is done with something: it has room again."""
-        work = stream.held.pop(token, None)
-        if work is not None:
-            stream.outstanding[work.kind] -= 1
-            if work.kind is Kind.ORCHESTRATION and len(self.streams.get(stream.hub, ())) > 1:
-                self._note_turn(stream, work.subject)
-            self._fill(stream, work.kind)
+        work = self._take_back(stream, token)
+        if work is not None and work.kind is Kind.ORCHESTRATION and len(self.streams.get(stream.hub, ())) > 1:
+            self._note_turn(stream, work.subject)
         return work
 
     def expired(self, now: float) -> list[tuple[Stream, Work]]:
@@ -324,10 +321,18 @@ class Dispatcher:
         for streams in list(self.streams.values()):
             for stream in list(streams):
                 late = [token for token, work in stream.held.items() if work.deadline <= now]
-                found += [
-                    (stream, work) for token in late if (work := self.answered(stream, token)) is not None
-                ]
+                for token in late:
+                    if (work := self._take_back(stream, token)) is not None:
+                        self._had_turn.pop(work.subject, None)
+                        found.append((stream, work))
         return found
+
+    def _take_back(self, stream: Stream, token: str) -> Work | None:
+        work = stream.held.pop(token, None)
+        if work is not None:
+            stream.outstanding[work.kind] -= 1
+            self._fill(stream, work.kind)
+        return work
 
     def ping(self) -> None:
         """Send every idle stream a sign of life: workers drop one that is silent for two minutes."""
