@@ -293,6 +293,8 @@ class Asks:
             self._stop_timers(wait)
             if wait.requested_at is not None:
                 self._run.waited(effect, wait.requested_at, wait.decided_in)
+            if wait.task.is_complete:
+                sdk.release_wait(wait.task)
         answered = [
             other.command_id
             for other in together_with
@@ -330,6 +332,7 @@ class Asks:
     def _fail(self, wait: _Wait, error: Exception) -> None:
         self._errors.append((wait.task, error))
         wait.task.fail(str(error), error)
+        sdk.release_wait(wait.task)
 
     @staticmethod
     def _stop_timers(wait: _Wait) -> None:

@@ -135,7 +135,7 @@ class RunContext(task.OrchestrationContext):
         self.next_generation: NextGeneration | None = None
         self.children: dict[str, task.Task[Any]] = {}
         self.custom_status: Any = None
-        self.retries = Retries(self._retry_timer)
+        self.retries = Retries()
         self._turn: str | None = None
         self._native = run.native
         self._replays_look_live = replays_look_live
@@ -271,7 +271,8 @@ class RunContext(task.OrchestrationContext):
         finally:
             self._turn = None
 
-    def _retry_timer(self, delay: timedelta) -> task.TimerTask:
+    def retry_timer(self, delay: timedelta) -> task.TimerTask:
+        """The wait before an agent's turn is tried again."""
         turn = current_turn()
         if turn is not None and not self._native.is_replaying:
             turn.retries += 1

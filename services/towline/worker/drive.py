@@ -22,6 +22,7 @@ from towline.contracts.durable import (
     RaisedCommand,
     wrap_input,
 )
+from towline.worker import sdk
 from towline.worker.asks import parts
 from towline.worker.context import AgentTurnTask, RunContext
 from towline.worker.errors import RunCancelled, RunCancelledError, WorkerError
@@ -52,6 +53,7 @@ class Mailbox:
         mail: list[Any] = []
         while self._wait.is_complete:
             mail.append(self._wait.get_result())
+            sdk.release_wait(self._wait)
             self._wait = self._context.wait_for_external_event(self._name)
         return mail
 
@@ -130,7 +132,7 @@ class _Drive:
 
     def _take_mail(self) -> None:
         self._asks.settle()
-        self._context.retries.settle()
+        self._context.retries.settle(self._context.retry_timer)
         for notice in self._notices.take():
             self._asks.child_ask(ChildAsk.model_validate(notice))
         for command in self._decisions.take():

@@ -59,8 +59,7 @@ class _Call:
 class Retries:
     """All calls of one run that are tried again, moved on by the drive loop."""
 
-    def __init__(self, create_timer: Callable[[timedelta], task.TimerTask]) -> None:
-        self._create_timer = create_timer
+    def __init__(self) -> None:
         self._calls: list[_Call] = []
 
     def call(self, start: Callable[[], task.Task[Any]], policy: AgentRetry, turn: str) -> RetriedTask:
@@ -79,12 +78,12 @@ class Retries:
         """What is to be waited for beside what the run waits for."""
         return [call.timer or call.attempt for call in self._calls]
 
-    def settle(self) -> None:
-        """Move all calls on."""
+    def settle(self, create_timer: Callable[[timedelta], task.TimerTask]) -> None:
+        """Move all calls on; `create_timer` makes the waits between two attempts."""
         for call in list(self._calls):
-            self._settle(call)
+            self._settle(call, create_timer)
 
-    def _settle(self, call: _Call) -> None:
+    def _settle(self, call: _Call, create_timer: Callable[[timedelta], task.TimerTask]) -> None:
         if call.timer is not None:
             if not call.timer.is_complete:
                 return
@@ -95,7 +94,7 @@ class Retries:
         if call.attempt.is_failed:
             call.failures += 1
             if call.failures < call.policy.attempts:
-                call.timer = self._create_timer(call.policy.delay(call.failures, call.turn))
+                call.timer = create_timer(call.policy.delay(call.failures, call.turn))
                 return
         self._calls.remove(call)
         if call.attempt.is_failed:

@@ -119,6 +119,7 @@ class Dispatcher:
         sdk.prepare(self._worker)
         sdk.install_agent_wait(wait_in_greenlet)
         sdk.install_fast_times()
+        sdk.install_releases()
         self._crossing = Crossing(self._agents)
         self._main = asyncio.create_task(self._run(), name="worker-dispatcher")
 

@@ -89,7 +89,7 @@ class Keeper:
         except LOST as error:
             if carried.orchestration is not None:
                 carried.orchestration.variables = variables
-                carried.orchestration.close()
+                _close(carried.orchestration)
             return self.fail(turn, request, token, error)
         variables.run(self._end, turn, request, carried)
         if carried.orchestration is not None:
@@ -121,7 +121,7 @@ class Keeper:
         if orchestration is None:
             return
         if not carried.goes_on or self._options.replay == "always":
-            orchestration.close()
+            _close(orchestration)
             return
         self._let_go(instance_id)
         self._kept[instance_id] = _Kept(orchestration, now)
@@ -138,7 +138,7 @@ class Keeper:
         if kept is not None and kept.orchestration is orchestration:
             self._let_go(instance_id)
         else:
-            orchestration.close()
+            _close(orchestration)
 
     def expire(self, now: float) -> None:
         """Let go of what has had no turn for long."""
@@ -162,7 +162,7 @@ class Keeper:
             self.turns["stale"] += 1
         elif not self._is_sample(orchestration.name):
             return orchestration
-        orchestration.close()
+        _close(orchestration)
         return None
 
     def _is_sample(self, name: str) -> bool:
@@ -175,4 +175,11 @@ class Keeper:
     def _let_go(self, instance_id: str) -> None:
         kept = self._kept.pop(instance_id, None)
         if kept is not None:
-            kept.orchestration.close()
+            _close(kept.orchestration)
+
+
+def _close(orchestration: sdk.Orchestration) -> None:
+    orchestration.close()
+    run = orchestration.host_state
+    if run is not None:
+        run.asks = None  # they refer to the run: the garbage collector would be needed

@@ -11,6 +11,7 @@ from towline.worker.sdk.contexts import (
     default_converter,
     is_generator,
     orchestrator_input_type,
+    release_wait,
     trace_parent,
 )
 from towline.worker.sdk.execution import (
@@ -48,6 +49,7 @@ from towline.worker.sdk.registrations import (
     workflow_type,
     workflow_value,
 )
+from towline.worker.sdk.releases import install_releases
 from towline.worker.sdk.scheduler import (
     async_channel,
     call_metadata,
@@ -97,6 +99,7 @@ __all__ = [
     "hello",
     "install_agent_wait",
     "install_fast_times",
+    "install_releases",
     "is_agent_entity",
     "is_connected",
     "is_generator",
@@ -113,6 +116,7 @@ __all__ = [
     "raise_event_request",
     "raised_events",
     "read_work_item",
+    "release_wait",
     "resolve_payloads",
     "run_on_agent_loop",
     "started_event",

@@ -41,6 +41,11 @@ def cancel_handler(wait: task.CancellableTask[Any]) -> Callable[[], None] | None
     return wait._cancel_handler  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
+def release_wait(wait: task.CancellableTask[Any]) -> None:
+    """Drop the cancel handler of a wait that is complete: it is never called, and refers back to the wait."""
+    wait._cancel_handler = None  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+
+
 def orchestrator_input_type(fn: Callable[..., Any], converter: DataConverter) -> Any:
     """The type that an orchestrator declares for its input, if the converter can build it."""
     return type_discovery.orchestrator_input_type(fn, converter)

@@ -43,6 +43,7 @@ _EXPECTED: Final[tuple[tuple[object, str], ...]] = (
     (_async_bridge, "_ensure_loop"),
     (agent_worker, "run_agent_coroutine"),
     (agent_state, "_parse_created_at"),
+    (agent_worker, "AgentEntity"),
     (TaskHubGrpcWorker, "add_orchestrator"),
     (task.CancellableTask, "set_cancel_handler"),
     (task.CompositeTask, "on_child_completed"),

@@ -28,6 +28,7 @@ from durabletask.worker import VersionFailureStrategy, _OrchestrationExecutor, _
 
 from towline.worker.sdk.execution import Answer, Worker
 from towline.worker.sdk.messages import started_event
+from towline.worker.sdk.releases import release_context
 
 _log = logging.getLogger(__name__)
 
@@ -95,17 +96,20 @@ class Orchestration:
 
     def close(self) -> None:
         """End the code where it waits. It is then of no more use."""
+        if self._closed:
+            return
         self._closed = True
         generator = self.context._generator
-        if generator is None:
-            return
         try:
-            if self.variables is None:
+            if generator is None:
+                pass
+            elif self.variables is None:
                 generator.close()
             else:
                 self.variables.run(generator.close)
         except Exception:  # noqa: BLE001 — code that does not let itself be closed; nobody waits for it
             _log.debug("orchestration_close_failed", exc_info=True)
+        release_context(self.context)
 
     def extended_by(self, request: pb.OrchestratorRequest) -> bool:
         """Whether the history of `request` is the known one, the confirmations of the last turn, and news.
