@@ -49,7 +49,7 @@ class WorkerSettings(BaseSettings):
         description="Threads for activities and entities that are no agents; with dispatcher sdk for all.",
     )
     max_turns: int = Field(
-        default=64,
+        default=128,
         ge=1,
         description="Orchestration turns in hand at once: a turn that a decision wakes waits behind as many.",
     )

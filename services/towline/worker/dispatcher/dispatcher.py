@@ -42,7 +42,7 @@ _SLOW_TURN_S: Final = 1.0
 class DispatcherOptions:
     """Limits; the scheduler is told of the first three and keeps to them."""
 
-    max_turns: int = 64
+    max_turns: int = 128
     """Orchestration turns in hand at once."""
     max_activities: int = 512
     """Activities in hand at once."""
