@@ -21,6 +21,7 @@ from towline.contracts.settings import KafkaSettings
 from towline.delivery.backoff import Backoff
 from towline.delivery.lanes import Limits
 from towline.delivery.membership import GroupMember, group_member
+from towline.delivery.pacing import ReadPace
 from towline.delivery.processing import Handler, Policy, Processor, Read, WriteDeadLetter
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class Consumer(Generic[MessageT]):
         self._progress_at = time.monotonic()
         self._longest_running_s = 0.0
         self._joined = False
+        self._pace = ReadPace()
         self.lag = 0
         """Records in our partitions above what is finished, as of the last commit."""
 
@@ -182,7 +184,10 @@ class Consumer(Generic[MessageT]):
         self._commit_if_due(client)
 
     async def _fetch(self, client: GroupMember) -> None:
+        await asyncio.sleep(self._pace.wait_s(now=time.monotonic()))
         batches = await client.getmany(timeout_ms=_POLL_MS, max_records=_BATCH_COUNT)
+        if batches:
+            self._pace.note(now=time.monotonic())
         for partition, records in batches.items():
             if partition in self._assigned:
                 self.processor.admit(partition, records, fence=self._fence(client, partition))
