@@ -1,9 +1,9 @@
-"""How soon a consumer reads again: at once while there are cores to spare, in larger batches while there are not.
+"""How soon a consumer reads again: at once while there are cores to spare, else in larger batches.
 
-A read costs the consumer, the broker and whatever works on its records a wake-up, however little it brings. With
-cores to spare nobody gains by waiting. When this process has to wait for a core whenever it wants one, what it
-takes for small reads is missing where the records' work is done; then reads are up to 50 ms apart. Measured in
-docs/performance.md.
+A read costs the consumer, the broker and whatever works on its records a wake-up, however little it brings.
+With cores to spare nobody gains by waiting. When this process has to wait for a core whenever it wants one,
+what it takes for small reads is missing where the records' work is done; then reads are up to 50 ms apart.
+Measured in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Final
 
 _SCHEDSTAT: Final = Path("/proc/self/schedstat")
-"""Linux: nanoseconds on a core, nanoseconds of waiting for one, of the process's main thread; that of the loop."""
+"""Linux: nanoseconds on a core and nanoseconds of waiting for one, of the main thread, which is the loop's."""
 _LOOK_S: Final = 0.5
 """Between two looks."""
 _MEMORY: Final = 0.5
 """What the share before the last look counts."""
 _SPARE: Final = 0.10
-"""Up to this share of the time waited for a core, cores count as free. One run after the other: 0.04; 40 a second
-on two cores: 0.1."""
+"""Up to this share of the time waited for a core, cores count as free. One run after the other: 0.04; 40 a
+second on two cores: 0.1."""
 _SHORT: Final = 0.15
 """From this share on reads are as far apart as they may be. Both cores busy: 0.15 to 0.3."""
 _LONGEST_S: Final = 0.05
