@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 _SCHEDSTAT: Final = Path("/proc/self/schedstat")
-"""Linux: nanoseconds on a core and nanoseconds of waiting for one, of the main thread, which is the loop's."""
+"""Linux: nanoseconds on a core and nanoseconds of waiting for one, of the main thread: the loop's."""
 _LOOK_S: Final = 0.5
 """Between two looks."""
 _MEMORY: Final = 0.5
