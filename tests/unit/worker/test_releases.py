@@ -13,7 +13,8 @@ import durabletask.internal.helpers as ph
 import durabletask.internal.orchestrator_service_pb2 as pb
 import pytest
 from agent_framework import Agent, ResponseStream
-from agent_framework_durabletask import DurableAIAgentWorker
+from agent_framework_durabletask import DurableAIAgentOrchestrationContext, DurableAIAgentWorker
+from durabletask.task import when_all
 from tests.unit.worker.simulator import make_worker
 
 from towline.contracts.durable import DECISION_EVENT, RaisedCommand, RunEnvelope, wrap_input
@@ -101,6 +102,36 @@ def test_an_orchestration_that_has_ended_is_gone(code: Any, event: pb.HistoryEve
     with without_collector():
         context = run()
         assert keeper.turns == ({"replayed": 1} if event is None else {"replayed": 1, "kept": 1})
+        assert context() is None
+        assert gc.collect() == 0
+
+
+def answers(context: Any, _: Any) -> Generator[Any, Any, str]:
+    agent = DurableAIAgentOrchestrationContext(context).get_agent("Writer")
+    both = [agent.run(text, session=agent.create_session()) for text in ("write", "and again")]
+    responses = yield when_all(both)
+    return str(responses)
+
+
+@pytest.mark.parametrize("code", [approved, answers])
+def test_an_orchestration_that_is_let_go_is_gone(code: Any) -> None:
+    worker = make_worker()
+    worker.add_orchestrator(code)
+    keeper = Keeper(worker, KeeperOptions(replay="never"))
+    request = first_turn(code.__name__)
+
+    def take_turn() -> weakref.ref[Any]:
+        turn = worker.begin_turn(request)
+        carried = keeper.carry_out(turn, request, "token")
+        keeper.keep("run-1", carried, 0.0)
+        assert carried.goes_on
+        assert carried.orchestration is not None
+        return weakref.ref(carried.orchestration.context)
+
+    with without_collector():
+        context = take_turn()
+        assert context() is not None
+        keeper.close()
         assert context() is None
         assert gc.collect() == 0
 

@@ -6,15 +6,19 @@ seventh of the worker's CPU at a thousand runs at once, in pauses of up to 200 m
 of these cycles has one reference that nobody needs once the piece of work is over; it is taken out here.
 """
 
+# pyright: reportPrivateUsage=false
+# ruff: noqa: SLF001
+
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
 from agent_framework import ResponseStream
-from agent_framework_durabletask import _worker as agent_worker  # pyright: ignore[reportPrivateUsage]
+from agent_framework_durabletask import _worker as agent_worker
 from agent_framework_durabletask._entities import AgentEntity
-from durabletask.worker import _RuntimeOrchestrationContext  # pyright: ignore[reportPrivateUsage]
+from durabletask import task
+from durabletask.worker import _RuntimeOrchestrationContext
 
 from towline.worker.sdk.contexts import release_wait
 
@@ -58,7 +62,18 @@ def install_releases() -> None:
 
 def release_context(context: _RuntimeOrchestrationContext) -> None:
     """Take an orchestration's context apart, whose code will never run again."""
-    for waits in context._pending_events.values():  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    for waits in context._pending_events.values():
         for wait in waits:
             release_wait(wait)  # its handler refers to the context too
+    _release_children(getattr(context, "_previous_task", None))
     vars(context).clear()
+
+
+def _release_children(waited_for: task.Task[Any] | None) -> None:
+    """Tasks that are not complete refer to those that they are part of, which refer to them."""
+    if waited_for is None:
+        return
+    waited_for._parents.clear()
+    if isinstance(waited_for, task.CompositeTask):
+        for part in waited_for.get_tasks():
+            _release_children(part)
