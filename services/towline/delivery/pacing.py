@@ -40,7 +40,7 @@ class CoreWaits:
         waited_ns = self._read()
         if self._last is not None:
             at, before_ns = self._last
-            latest = (waited_ns - before_ns) / 1e9 / (now - at)
+            latest = min(1.0, max(0.0, (waited_ns - before_ns) / 1e9 / (now - at)))
             self._share = _MEMORY * self._share + (1 - _MEMORY) * latest
         self._last = now, waited_ns
         return self._share

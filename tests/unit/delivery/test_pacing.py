@@ -75,6 +75,17 @@ def test_a_system_that_does_not_tell_is_taken_for_one_with_cores_to_spare(
     assert [waits.share(now=float(second)) for second in range(5)] == [0.0] * 5
 
 
+def test_an_account_that_can_t_be_read_for_a_moment_tells_no_more_than_always(machine: Machine) -> None:
+    waits = CoreWaits(machine.schedstat)
+    machine.pass_time(1e6, waiting=0.02)
+    waits.share(now=machine.now)
+    account = machine.schedstat.read_text()
+    for content in ("", account):
+        machine.schedstat.write_text(content)
+        machine.now += 0.5
+        assert 0.0 <= waits.share(now=machine.now) <= 1.0
+
+
 def test_this_system_s_own_account_is_read() -> None:
     waits = CoreWaits()
     assert 0.0 <= waits.share(now=0.0) <= waits.share(now=1e9) <= 1.0
