@@ -19,32 +19,26 @@ from pathlib import Path
 if __name__ == "__main__":  # `python benchmarks/wakeups.py` puts its own folder on the path, not the root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.end_to_end.job import make_agent, message
+from benchmarks.end_to_end.job import make_agent
+from benchmarks.end_to_end.yardstick import turn
 
 PAUSES_MS = ((0, 1), (1, 1), (10, 1), (50, 1), (50, 5), (200, 1), (200, 10))
 """Pause and number of turns between two of them."""
 WARM_UP = 200
 
 
-async def _turn(agent: object) -> None:
-    stream = agent.run(message(0, 1), stream=True)  # type: ignore[attr-defined]
-    async for _ in stream:
-        pass
-    await stream.get_final_response()
-
-
 async def measure(seconds: float) -> None:
     """Print a table."""
     agent = make_agent()
     for _ in range(WARM_UP):
-        await _turn(agent)
+        await turn(agent)
     print("| pause, ms | turns after it | CPU a turn, ms |\n|---|---|---|")
     for pause_ms, count in PAUSES_MS:
         spent_s, turns, end = 0.0, 0, time.perf_counter() + seconds
         while time.perf_counter() < end:
             began = time.thread_time()
             for _ in range(count):
-                await _turn(agent)
+                await turn(agent)
             spent_s += time.thread_time() - began
             turns += count
             if pause_ms:

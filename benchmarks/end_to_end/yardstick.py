@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Final
+from typing import Any, Final
 
+from agent_framework import Agent
 from benchmarks.end_to_end.job import make_agent, message
 
 _TURNS: Final = 150
@@ -17,13 +18,18 @@ AT_REST_MS: Final = 0.33
 """As measured on the machine that the project's figures come from, with nothing else on it."""
 
 
+async def turn(agent: Agent[Any]) -> None:
+    """One streamed turn of the job's agent."""
+    stream = agent.run(message(0, 1), stream=True)
+    async for _update in stream:
+        pass
+    await stream.get_final_response()
+
+
 async def _turns(count: int) -> None:
     agent = make_agent()
     for _ in range(count):
-        stream = agent.run(message(0, 1), stream=True)
-        async for _update in stream:
-            pass
-        await stream.get_final_response()
+        await turn(agent)
 
 
 def yardstick_ms() -> float:

@@ -3,7 +3,7 @@
 A read costs the consumer, the broker and whatever works on its records a wake-up, however little it brings.
 With cores to spare nobody gains by waiting. When this process has to wait for a core whenever it wants one,
 what it takes for small reads is missing where the records' work is done; then reads are up to 50 ms apart.
-Measured in docs/performance.md.
+Measured in docs/decisions/0013-paced-reads.md.
 """
 
 from __future__ import annotations

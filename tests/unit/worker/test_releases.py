@@ -79,6 +79,17 @@ def native_event() -> pb.HistoryEvent:
     return ph.new_event_raised_event("HumanApproval", json.dumps({"approved": True}))
 
 
+def take_turns(keeper: Keeper, requests: list[pb.OrchestratorRequest], *, goes_on: bool) -> weakref.ref[Any]:
+    """Take the turns one after the other; the context of the last one's orchestration."""
+    carried: Any = None
+    for request in requests:
+        turn = keeper._worker.begin_turn(request)
+        carried = keeper.carry_out(turn, request, "token")
+        keeper.keep("run-1", carried, 0.0)
+    assert carried.goes_on == goes_on
+    return weakref.ref(carried.orchestration.context)
+
+
 @pytest.mark.parametrize(
     ("code", "event"), [(returns, None), (approved, decision()), (approved, native_event())]
 )
@@ -90,17 +101,8 @@ def test_an_orchestration_that_has_ended_is_gone(code: Any, event: pb.HistoryEve
     if event is not None:
         requests.append(next_turn(requests[0], event))
 
-    def run() -> weakref.ref[Any]:
-        carried: Any = None
-        for request in requests:
-            turn = worker.begin_turn(request)
-            carried = keeper.carry_out(turn, request, "token")
-            keeper.keep("run-1", carried, 0.0)
-        assert not carried.goes_on
-        return weakref.ref(carried.orchestration.context)
-
     with without_collector():
-        context = run()
+        context = take_turns(keeper, requests, goes_on=False)
         assert keeper.turns == ({"replayed": 1} if event is None else {"replayed": 1, "kept": 1})
         assert context() is None
         assert gc.collect() == 0
@@ -118,18 +120,9 @@ def test_an_orchestration_that_is_let_go_is_gone(code: Any) -> None:
     worker = make_worker()
     worker.add_orchestrator(code)
     keeper = Keeper(worker, KeeperOptions(replay="never"))
-    request = first_turn(code.__name__)
-
-    def take_turn() -> weakref.ref[Any]:
-        turn = worker.begin_turn(request)
-        carried = keeper.carry_out(turn, request, "token")
-        keeper.keep("run-1", carried, 0.0)
-        assert carried.goes_on
-        assert carried.orchestration is not None
-        return weakref.ref(carried.orchestration.context)
 
     with without_collector():
-        context = take_turn()
+        context = take_turns(keeper, [first_turn(code.__name__)], goes_on=True)
         assert context() is not None
         keeper.close()
         assert context() is None

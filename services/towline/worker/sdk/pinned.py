@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
+from agent_framework import ResponseStream
 from agent_framework_durabletask import (
     DurableAIAgentWorker,
     _async_bridge,  # pyright: ignore[reportPrivateUsage]
@@ -44,6 +45,7 @@ _EXPECTED: Final[tuple[tuple[object, str], ...]] = (
     (agent_worker, "run_agent_coroutine"),
     (agent_state, "_parse_created_at"),
     (agent_worker, "AgentEntity"),
+    (ResponseStream, "with_cleanup_hook"),
     (TaskHubGrpcWorker, "add_orchestrator"),
     (task.CancellableTask, "set_cancel_handler"),
     (task.CompositeTask, "on_child_completed"),

@@ -2,8 +2,9 @@
 
 A streamed agent turn leaves two hundred objects in reference cycles and an orchestration with its agent's
 batch ninety more. Nothing but the collector frees those, and it looks through all runs in hand for them: a
-seventh of the worker's CPU at a thousand runs at once, in pauses of up to 200 ms (docs/performance.md). Each
-of these cycles has one reference that nobody needs once the piece of work is over; it is taken out here.
+seventh of the worker's CPU at a thousand runs at once, in pauses of up to 200 ms. Each
+of these cycles has one reference that nobody needs once the piece of work is over; it is taken out here
+(docs/decisions/0012-freed-at-once.md).
 """
 
 # pyright: reportPrivateUsage=false
@@ -23,7 +24,7 @@ from durabletask.worker import _RuntimeOrchestrationContext
 from towline.worker.sdk.contexts import release_wait
 
 _Hook: TypeAlias = Callable[[], "Awaitable[None] | None"]
-_add_hook: Final[Any] = vars(ResponseStream)["with_cleanup_hook"]
+_add_hook: Final[Any] = vars(ResponseStream).get("with_cleanup_hook")
 
 
 class _Once:
