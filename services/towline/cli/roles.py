@@ -9,8 +9,6 @@ from typing import Any, Final
 
 import typer
 
-from towline.scheduler.polling import choose_poller
-
 ROLES: Final = {
     "bridge": "Kafka to scheduler: start runs, hand decisions in.",
     "worker": "Host an app's agents and orchestrations.",
@@ -39,8 +37,6 @@ def run_role(role: str, arguments: list[str]) -> None:
     module = _MODULES.get(role, f"towline.{role}.command")
     # What is loaded stays: looking through it for garbage, now and later, costs a tenth of a start.
     gc.disable()
-    if role == "scheduler":
-        choose_poller()
     try:
         command = importlib.import_module(module)
     except ModuleNotFoundError as error:

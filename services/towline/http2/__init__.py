@@ -9,7 +9,18 @@ Measured in docs/performance.md, decided in docs/decisions/0010-reports-over-htt
 from towline.http2.addresses import plain_address
 from towline.http2.calls import Calls
 from towline.http2.channel import DirectChannel
-from towline.http2.link import Keepalive
+from towline.http2.connection import Keepalive
+from towline.http2.served import Handler, ServedCall
+from towline.http2.server import Server
 from towline.http2.streams import ServerStream
 
-__all__ = ["Calls", "DirectChannel", "Keepalive", "ServerStream", "plain_address"]
+__all__ = [
+    "Calls",
+    "DirectChannel",
+    "Handler",
+    "Keepalive",
+    "ServedCall",
+    "Server",
+    "ServerStream",
+    "plain_address",
+]

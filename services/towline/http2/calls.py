@@ -9,9 +9,10 @@ from typing import Final, TypeVar
 
 import grpc
 
+from towline.http2.connection import Keepalive
 from towline.http2.exchange import ANSWER_BYTES_MAX, Call, NotTakenError, rpc_error
-from towline.http2.frames import header_block
-from towline.http2.link import Keepalive, Link
+from towline.http2.headers import header_block
+from towline.http2.link import Link
 from towline.http2.streams import Incoming, ServerStream
 
 _CONNECT_S: Final = 10.0

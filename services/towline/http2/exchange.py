@@ -10,6 +10,7 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
+from towline.http2.connection import Stream
 from towline.http2.frames import number
 
 Code = grpc.StatusCode
@@ -40,7 +41,7 @@ class NotTakenError(Exception):
     """The peer has not looked at the call: it may be made again on another connection."""
 
 
-class Exchange:
+class Exchange(Stream):
     """What calls of all kinds have in common.
 
     Args:
@@ -48,23 +49,16 @@ class Exchange:
         message: The request.
     """
 
-    __slots__ = ("_headers", "_request", "block", "held", "stream", "unsent", "window")
+    __slots__ = ("_headers", "_request", "block")
+
+    ends_with_data = True
 
     def __init__(self, block: bytes, message: bytes) -> None:
+        super().__init__()
         self.block = block
         self._request = b"\0" + len(message).to_bytes(4, "big") + message
         self.unsent = memoryview(self._request)
-        self.window = 0
-        """Bytes that the peer still takes of it."""
-        self.stream = 0
-        self.held = 0
-        """Bytes that came and that the peer has not been told to send as many more for."""
         self._headers: dict[str, str] = {}
-
-    @property
-    def spent(self) -> int:
-        """Those of `held` that take no room any more, or without which nothing can go on."""
-        return self.held
 
     def rewind(self) -> None:
         """Nothing of it has been looked at: it may be made again."""

@@ -1,14 +1,11 @@
-"""Frames and header blocks of HTTP/2 (RFC 9113, RFC 7541). Pure."""
+"""Frames of HTTP/2 (RFC 9113). Pure."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
-from functools import lru_cache
-from typing import Any, Final, NamedTuple
-
-import hpack
+from typing import Final, NamedTuple
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MAX_FRAME_BYTES: Final = 16_384
@@ -39,6 +36,7 @@ class Setting(IntEnum):
     MAX_CONCURRENT_STREAMS = 3
     INITIAL_WINDOW_SIZE = 4
     MAX_FRAME_SIZE = 5
+    MAX_HEADER_LIST_SIZE = 6
 
 
 END_STREAM: Final = 0x1
@@ -137,36 +135,3 @@ def content(received: Frame) -> bytes:
     if padding > len(payload):
         raise Http2Error("more padding than payload")
     return payload[: len(payload) - padding]
-
-
-def header_block(headers: Iterable[tuple[str, str]]) -> bytes:
-    """Headers as literals that are never indexed: the same bytes each time, to be made once."""
-    return b"".join(b"\x00" + _text(name) + _text(value) for name, value in headers)
-
-
-def _text(value: str) -> bytes:
-    data = value.encode()
-    size = len(data)
-    if size < 127:
-        return bytes((size,)) + data
-    prefix, size = bytearray((127,)), size - 127
-    while size >= 128:
-        prefix.append(size & 0x7F | 0x80)
-        size >>= 7
-    prefix.append(size)
-    return bytes(prefix) + data
-
-
-@lru_cache(maxsize=256)
-def read_headers(block: bytes) -> tuple[tuple[str, str], ...]:
-    """The headers in a block. The peer keeps no table (we tell it so), so that each block stands alone.
-
-    Raises:
-        Http2Error: It can't be read.
-    """
-    decoder: Any = hpack.Decoder()
-    decoder.header_table_size = decoder.max_allowed_table_size = 0
-    try:
-        return tuple((str(name), str(value)) for name, value in decoder.decode(block))
-    except (hpack.HPACKError, UnicodeDecodeError) as error:
-        raise Http2Error(f"a header block that can't be read: {error!r}") from error

@@ -2,12 +2,9 @@
 
 import gc
 
-from towline.scheduler.polling import choose_poller
-
 # What is loaded stays: looking through it for garbage meanwhile costs a tenth of a start. The server turns
 # the collector on when it is there.
 gc.disable()
-choose_poller()
 
 from towline.scheduler.command import app  # noqa: E402
 

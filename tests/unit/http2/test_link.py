@@ -14,17 +14,19 @@ from hypothesis import strategies as st
 from tests.waiting import eventually_async
 
 from towline.http2 import frames
+from towline.http2.connection import Keepalive
 from towline.http2.exchange import Call, NotTakenError
 from towline.http2.frames import Frame, FrameReader, Http2Error, Kind, Setting, frame, settings
-from towline.http2.link import Keepalive, Link
+from towline.http2.headers import header_block
+from towline.http2.link import Link
 from towline.http2.streams import Incoming
 
 _frames = st.lists(
     st.tuples(st.sampled_from(Kind), st.integers(0, 255), st.integers(0, 2**31 - 1), st.binary(max_size=300))
 )
-_OK = frames.header_block(((":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "0")))
-_OPEN = frames.header_block(((":status", "200"), ("content-type", "application/grpc")))
-_ENDED = frames.header_block((("grpc-status", "0"),))
+_OK = header_block(((":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "0")))
+_OPEN = header_block(((":status", "200"), ("content-type", "application/grpc")))
+_ENDED = header_block((("grpc-status", "0"),))
 
 
 @given(_frames, st.integers(1, 40))
@@ -33,16 +35,6 @@ def test_frames_are_read_however_they_are_cut(sent: list[tuple[Kind, int, int, b
     reader = FrameReader()
     read = [one for at in range(0, len(data), piece) for one in reader.feed(data[at : at + piece])]
     assert read == [Frame(*one) for one in sent]
-
-
-@given(st.lists(st.tuples(st.text("abc-", min_size=1), st.text(max_size=400)), max_size=8))
-def test_headers_are_read_as_they_were_written(headers: list[tuple[str, str]]) -> None:
-    assert list(frames.read_headers(frames.header_block(headers))) == headers
-
-
-def test_a_header_that_wants_a_table_is_refused() -> None:
-    with pytest.raises(Http2Error):
-        frames.read_headers(b"\x3f\xe1\x1f" + frames.header_block((("a", "b"),)))  # a table of 4,096 bytes
 
 
 def test_padding_and_priority_are_taken_off() -> None:

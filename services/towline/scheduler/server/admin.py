@@ -24,13 +24,13 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import Int64Value, StringValue
 
+from towline.http2 import Handler, ServedCall
 from towline.scheduler.engine.errors import InvalidRequestError, PreconditionError
 from towline.scheduler.engine.wire import timestamp
 from towline.scheduler.server.readers import Readers
 from towline.scheduler.server.rpc import Binding
 from towline.scheduler.server.runtime import Runtime
 from towline.scheduler.server.stats import collect
-from towline.scheduler.server.transport import Call, Handler
 from towline.scheduler.store.database import backup
 from towline.scheduler.store.errors import StoreError
 
@@ -60,8 +60,10 @@ class Admin:
             methods["SkipTime"] = unary(self._guard(self._skip_time), Duration.FromString)
         return {f"/{ADMIN_SERVICE}/{name}": handler for name, handler in methods.items()}
 
-    def _guard(self, method: Callable[[Any], Awaitable[bytes]]) -> Callable[[Any, Call], Awaitable[bytes]]:
-        def call_method(request: Any, call: Call) -> Awaitable[bytes]:
+    def _guard(
+        self, method: Callable[[Any], Awaitable[bytes]]
+    ) -> Callable[[Any, ServedCall], Awaitable[bytes]]:
+        def call_method(request: Any, call: ServedCall) -> Awaitable[bytes]:
             self._binding.metadata(call)
             return method(request)
 
@@ -120,10 +122,10 @@ class Health:
     def _status(self) -> bytes:
         return _SERVING if self._serving else _NOT_SERVING
 
-    async def _check(self, _request: bytes, _call: Call) -> bytes:
+    async def _check(self, _request: bytes, _call: ServedCall) -> bytes:
         return self._status()
 
-    async def _watch(self, _request: bytes, _call: Call) -> AsyncIterator[bytes]:
+    async def _watch(self, _request: bytes, _call: ServedCall) -> AsyncIterator[bytes]:
         yield self._status()
         if self._serving:
             await self._changed.wait()

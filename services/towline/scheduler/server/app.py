@@ -1,5 +1,3 @@
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# grpcio has no types of its own.
 """Starting, running and stopping the server."""
 
 from __future__ import annotations
@@ -9,12 +7,13 @@ import gc
 import logging
 import os
 import signal
+import ssl
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-import grpc
-
+from towline.http2 import Keepalive
+from towline.http2 import Server as CallServer
 from towline.scheduler.server.admin import Admin, Health
 from towline.scheduler.server.http import MetricsServer
 from towline.scheduler.server.readers import Readers
@@ -22,7 +21,6 @@ from towline.scheduler.server.rpc import Binding
 from towline.scheduler.server.runtime import Runtime
 from towline.scheduler.server.service import Service
 from towline.scheduler.server.stats import prometheus
-from towline.scheduler.server.transport import CoreServer
 from towline.scheduler.server.upkeep import Upkeep
 from towline.scheduler.settings import ConfigurationError, SchedulerSettings, split_address
 from towline.scheduler.store import failpoints
@@ -33,6 +31,8 @@ _log = logging.getLogger(__name__)
 _SWITCH_S: Final = 0.0005
 _STOP_GRACE_S: Final = 1.0
 """Seconds that calls under way get when the server stops."""
+_KEEPALIVE: Final = Keepalive(after_s=10.0, patience_s=5.0)
+"""Finds workers that are frozen or unplugged: nothing else tells."""
 
 
 class Server:
@@ -79,10 +79,8 @@ class Server:
             **self._health.handlers(),
             **Admin(runtime, self._readers, binding).handlers(),
         }
-        self._grpc = CoreServer(handlers, _options(settings))
-        runtime.on_commit = self._grpc.corks.hold
-        self._bind()
-        self._grpc.start()
+        self._calls = CallServer(handlers, message_bytes_max=settings.max_receive_bytes, keepalive=_KEEPALIVE)
+        await self._listen()
         self._upkeep = Upkeep(
             runtime, self._readers, ping_s=settings.health_ping_s, retention_s=settings.retention_s
         )
@@ -92,21 +90,20 @@ class Server:
             host, port = split_address("--metrics-listen", settings.metrics_listen)
             self.metrics_address = await self._metrics.start(host, port)
 
-    def _bind(self) -> None:
-        host, port = split_address("--listen", self._settings.listen)
-        host = f"[{host}]" if ":" in host else host
-        target = f"{host}:{port}"
+    async def _listen(self) -> None:
+        settings = self._settings
+        host, port = split_address("--listen", settings.listen)
+        named = f"[{host}]" if ":" in host else host
         try:
-            if self._settings.tls_cert is not None and self._settings.tls_key is not None:
-                pair = (self._settings.tls_key.read_bytes(), self._settings.tls_cert.read_bytes())
-                bound = self._grpc.bind(target, grpc.ssl_server_credentials([pair]))
-            else:
-                bound = self._grpc.bind(target)
-        except (RuntimeError, OSError) as error:
-            raise ConfigurationError(f"cannot listen on {target}: {error}") from error
-        if not bound:
-            raise ConfigurationError(f"cannot listen on {target}")
-        self.address = f"{host}:{bound}"
+            tls = None
+            if settings.tls_cert is not None and settings.tls_key is not None:
+                tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+                tls.load_cert_chain(settings.tls_cert, settings.tls_key)
+                tls.set_alpn_protocols(["h2"])
+            bound = await self._calls.listen(host, port, tls)
+        except OSError as error:  # an SSLError is one too
+            raise ConfigurationError(f"cannot listen on {named}:{port}: {error}") from error
+        self.address = f"{named}:{bound}"
 
     async def stop(self) -> None:
         """End worker streams and calls, flush, close. Takes at most about two seconds."""
@@ -116,7 +113,7 @@ class Server:
         for streams in list(self.runtime.dispatcher.streams.values()):
             for stream in list(streams):
                 stream.close()
-        await self._grpc.stop(_STOP_GRACE_S, self._binding.stop)
+        await self._calls.stop(_STOP_GRACE_S, self._binding.stop)
         await self._metrics.stop()
         await self.runtime.journal.commit()
         self.close()
@@ -141,23 +138,6 @@ def _tune_interpreter() -> None:
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
     gc.enable()
-
-
-def _options(settings: SchedulerSettings) -> list[tuple[str, Any]]:
-    return [
-        ("grpc.max_receive_message_length", settings.max_receive_bytes),
-        ("grpc.max_send_message_length", -1),
-        # A second server on the same port would take half of the connections.
-        ("grpc.so_reuseport", 0),
-        # Find workers that are frozen or unplugged: nothing else tells.
-        ("grpc.keepalive_time_ms", 10_000),
-        ("grpc.keepalive_timeout_ms", 5_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-        ("grpc.http2.max_ping_strikes", 0),
-    ]
 
 
 async def serve(settings: SchedulerSettings, ready: Callable[[Server], None]) -> None:

@@ -10,25 +10,24 @@ import grpc
 from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf.message import DecodeError
 
+from towline.http2 import ServedCall
 from towline.scheduler.engine.errors import NotDurableError, SchedulerError
 from towline.scheduler.engine.model import Instance
 from towline.scheduler.engine.wire import HEALTH_PING
 from towline.scheduler.server.dispatch import Stream
 from towline.scheduler.server.runtime import Runtime
 from towline.scheduler.server.service import Service
-from towline.scheduler.server.transport import Call
 
 _log = logging.getLogger(__name__)
 
 _SERIES_BYTES: Final = 64 * 1024
-"""Of work items that are encoded before the connection has taken those before them. The core's own limit for
-messages that it keeps together is as large."""
+"""Of work items that are encoded before the connection has taken those before them."""
 
 
 class WorkItems:
     """Writes a worker's stream: work items in series, as the connection takes them."""
 
-    def __init__(self, runtime: Runtime, call: Call, stream: Stream) -> None:
+    def __init__(self, runtime: Runtime, call: ServedCall, stream: Stream) -> None:
         self._runtime = runtime
         self._call = call
         self._stream = stream
@@ -97,7 +96,7 @@ class Wait:
         self,
         runtime: Runtime,
         service: Service,
-        call: Call,
+        call: ServedCall,
         request: pb.GetInstanceRequest,
         hub: int,
         reached: Callable[[Instance], bool],
@@ -155,7 +154,7 @@ class Wait:
         self._call.end(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
 
 
-def end(call: Call, error: Exception) -> None:
+def end(call: ServedCall, error: Exception) -> None:
     """End a call with the status that belongs to an error."""
     if isinstance(error, SchedulerError):
         call.end(getattr(grpc.StatusCode, error.code), str(error))

@@ -12,6 +12,7 @@ from typing import Any, Final
 import grpc
 from durabletask.internal import orchestrator_service_pb2 as pb
 
+from towline.http2 import Handler, ServedCall
 from towline.scheduler.engine.errors import NotDurableError
 from towline.scheduler.engine.model import Instance
 from towline.scheduler.server.answers import UnusableAnswerError
@@ -20,7 +21,6 @@ from towline.scheduler.server.dispatch import DEFAULT_CAPACITY, Stream, filters_
 from towline.scheduler.server.methods import CHANGES, HUB_UNARY, NO_HUB, UNARY, WAITS, Change
 from towline.scheduler.server.runtime import DEFAULT_HUB, Runtime
 from towline.scheduler.server.service import EMPTY, Service
-from towline.scheduler.server.transport import Call, Handler
 
 _log = logging.getLogger(__name__)
 SERVICE_NAME: Final = "TaskHubSidecarService"
@@ -36,7 +36,7 @@ class Binding:
         self._tasks = Tasks(runtime.loop)
         self._waits: set[Wait] = set()
 
-    def metadata(self, call: Call) -> tuple[str, str]:
+    def metadata(self, call: ServedCall) -> tuple[str, str]:
         """Task hub and worker id of a call.
 
         Raises:
@@ -45,11 +45,11 @@ class Binding:
         hub, worker, sent = DEFAULT_HUB, "", b""
         for key, value in call.metadata:
             if key == "taskhub":
-                hub = str(value) or DEFAULT_HUB
+                hub = value or DEFAULT_HUB
             elif key == "workerid":
-                worker = str(value)
+                worker = value
             elif key == "authorization":
-                sent = value.encode() if isinstance(value, str) else value
+                sent = value.encode()
         if self._token is not None and not hmac.compare_digest(sent, self._token):
             raise PermissionError
         return hub, worker
@@ -71,7 +71,7 @@ class Binding:
         methods["GetWorkItems"] = self._get_work_items
         return {f"/{SERVICE_NAME}/{name}": handler for name, handler in methods.items()}
 
-    def _hello(self, call: Call, _data: bytes) -> None:
+    def _hello(self, call: ServedCall, _data: bytes) -> None:
         """Answer, however busy the server is."""
         try:
             self.metadata(call)
@@ -86,7 +86,7 @@ class Binding:
         when_durable = runtime.journal.when_durable
         free = not hub and self._token is None
 
-        def handle(call: Call, data: bytes) -> None:
+        def handle(call: ServedCall, data: bytes) -> None:
             try:
                 name = DEFAULT_HUB if free else self.metadata(call)[0]
                 reply = change(service, parse(data), runtime.hub(name) if hub else 0)
@@ -107,7 +107,7 @@ class Binding:
 
         return handle
 
-    async def _refuse_answer(self, call: Call) -> None:
+    async def _refuse_answer(self, call: ServedCall) -> None:
         # There is nothing that a worker could do with an error, so it gets none.
         try:
             await self._runtime.answers.refused()
@@ -118,7 +118,7 @@ class Binding:
     def _wait(self, reached: Callable[[Instance], bool]) -> Handler:
         """Handler of a call that waits for an instance."""
 
-        def handle(call: Call, data: bytes) -> None:
+        def handle(call: ServedCall, data: bytes) -> None:
             try:
                 request = pb.GetInstanceRequest.FromString(data)
                 hub = self._runtime.hub(self.metadata(call)[0])
@@ -130,11 +130,11 @@ class Binding:
         return handle
 
     def unary(
-        self, method: Callable[[Any, Call], Awaitable[bytes]], parse: Callable[[bytes], Any]
+        self, method: Callable[[Any, ServedCall], Awaitable[bytes]], parse: Callable[[bytes], Any]
     ) -> Handler:
         """Handler of any other unary call that answers with encoded bytes."""
 
-        async def run(call: Call, data: bytes) -> None:
+        async def run(call: ServedCall, data: bytes) -> None:
             try:
                 call.reply(await method(parse(data), call))
             except Exception as error:  # noqa: BLE001
@@ -143,11 +143,11 @@ class Binding:
         return self._in_a_task(run)
 
     def stream(
-        self, method: Callable[[Any, Call], AsyncIterator[bytes]], parse: Callable[[bytes], Any]
+        self, method: Callable[[Any, ServedCall], AsyncIterator[bytes]], parse: Callable[[bytes], Any]
     ) -> Handler:
         """Handler of a call that answers with a stream of encoded messages."""
 
-        async def run(call: Call, data: bytes) -> None:
+        async def run(call: ServedCall, data: bytes) -> None:
             try:
                 async for message in method(parse(data), call):
                     await call.write(message)
@@ -157,10 +157,10 @@ class Binding:
 
         return self._in_a_task(run)
 
-    def _in_a_task(self, run: Callable[[Call, bytes], Coroutine[Any, Any, None]]) -> Handler:
+    def _in_a_task(self, run: Callable[[ServedCall, bytes], Coroutine[Any, Any, None]]) -> Handler:
         tasks = self._tasks
 
-        def handle(call: Call, data: bytes) -> None:
+        def handle(call: ServedCall, data: bytes) -> None:
             task = tasks.start(run(call, data), call)
             call.watch(task.cancel)
 
@@ -174,10 +174,10 @@ class Binding:
 
     def _with_hub(
         self, method: Callable[[Service, Any, int], Awaitable[bytes]]
-    ) -> Callable[[Any, Call], Awaitable[bytes]]:
+    ) -> Callable[[Any, ServedCall], Awaitable[bytes]]:
         service, runtime = self._service, self._runtime
 
-        def call_method(request: Any, call: Call) -> Awaitable[bytes]:
+        def call_method(request: Any, call: ServedCall) -> Awaitable[bytes]:
             hub, _ = self.metadata(call)
             return method(service, request, runtime.hub(hub))
 
@@ -185,21 +185,21 @@ class Binding:
 
     def _with_hub_name(
         self, method: Callable[[Service, Any, int, str], Awaitable[bytes]]
-    ) -> Callable[[Any, Call], Awaitable[bytes]]:
-        def call_method(request: Any, call: Call) -> Awaitable[bytes]:
+    ) -> Callable[[Any, ServedCall], Awaitable[bytes]]:
+        def call_method(request: Any, call: ServedCall) -> Awaitable[bytes]:
             hub, _ = self.metadata(call)
             return method(self._service, request, 0, hub)
 
         return call_method
 
     async def _stream_history(
-        self, request: pb.StreamInstanceHistoryRequest, call: Call
+        self, request: pb.StreamInstanceHistoryRequest, call: ServedCall
     ) -> AsyncIterator[bytes]:
         hub, _ = self.metadata(call)
         for chunk in await self._service.history(request, self._runtime.hub(hub)):
             yield chunk
 
-    def _get_work_items(self, call: Call, data: bytes) -> None:
+    def _get_work_items(self, call: ServedCall, data: bytes) -> None:
         try:
             request = pb.GetWorkItemsRequest.FromString(data)
             hub, worker = self.metadata(call)
@@ -223,9 +223,9 @@ class Tasks:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._create = loop.create_task
-        self._calls: dict[asyncio.Task[None], Call] = {}
+        self._calls: dict[asyncio.Task[None], ServedCall] = {}
 
-    def start(self, work: Any, call: Call) -> asyncio.Task[None]:
+    def start(self, work: Any, call: ServedCall) -> asyncio.Task[None]:
         """Run the work of a call."""
         task = self._create(work)
         self._calls[task] = call

@@ -93,8 +93,6 @@ class Runtime:
         self.timers = Timers(self._reader, self.clock.now, self._fire)
         self.timers.idle = lambda: self.journal.settled
         self.journal.wants_rest = lambda: self.timers.wants_refill
-        self.on_commit: Callable[[], None] = lambda: None
-        """Told of each commit before what follows from it is seen to."""
         self.hubs: dict[str, int] = {}
         self.doomed_hubs: set[int] = set()
         self.tokens = Tokens(self._secret())
@@ -170,7 +168,6 @@ class Runtime:
             self._resume()
             self._failures = 0
         self.world.settle(changes)
-        self.on_commit()
 
     def _announce(self, changes: Changes) -> None:
         """See to what follows from changes that are on disk: hand out work, wake who waits, set timers."""
