@@ -21,10 +21,11 @@ _SIZE_UPDATE_MASK: Final = 0xE0
 
 def header_block(headers: Iterable[tuple[str, str]]) -> bytes:
     """Headers as literals that are never indexed: the same bytes each time, to be made once."""
-    return b"".join(b"\x00" + _text(name) + _text(value) for name, value in headers)
+    return b"".join(b"\x00" + literal(name) + literal(value) for name, value in headers)
 
 
-def _text(value: str) -> bytes:
+def literal(value: str) -> bytes:
+    """A string as it is in a block, without Huffman coding."""
     data = value.encode()
     size = len(data)
     if size < 127:

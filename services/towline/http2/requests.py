@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
-from towline.http2.headers import Headers, header_block
+from towline.http2.headers import Headers, header_block, literal
 
 _TIMEOUT: Final = re.compile(r"(\d{1,8})([HMSmun])")
 _UNITS_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
@@ -18,13 +18,9 @@ _UNQUOTED: Final = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"
 _DETAILS_CHARACTERS: Final = 2_000
 """Longer ones are cut off: clients take 8 KiB of headers."""
 
-_OPENED: Final = (
-    (":status", "200"),
-    ("content-type", "application/grpc"),
-    ("grpc-accept-encoding", "identity,deflate,gzip"),
-)
-OPENED: Final = header_block(_OPENED)
-"""Headers of an answer that has messages."""
+OPENED: Final = b"\x88\x0f\x10" + literal("application/grpc")
+"""Headers of an answer: ``:status`` 200 and name ``content-type`` are entries 8 and 31 of the static table
+(RFC 7541, appendix A)."""
 SUCCEEDED: Final = header_block((("grpc-status", "0"),))
 """Trailers of a call that went well."""
 
@@ -73,8 +69,9 @@ def read_request(headers: Headers) -> Request:
 
 def ended(code: int, details: str, *, opened: bool) -> bytes:
     """Trailers of a call; with its headers, unless they have been sent."""
-    status = (("grpc-status", str(code)), ("grpc-message", quote(details[:_DETAILS_CHARACTERS], _UNQUOTED)))
-    return header_block(status if opened else (*_OPENED, *status))
+    message = quote(details[:_DETAILS_CHARACTERS], _UNQUOTED)
+    trailers = header_block((("grpc-status", str(code)), ("grpc-message", message)))
+    return trailers if opened else OPENED + trailers
 
 
 def refused(http_status: str) -> bytes:
