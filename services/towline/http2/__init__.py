@@ -3,7 +3,8 @@
 The core makes a call object, several queue entries and a hand-over between threads of each call, which takes
 about as much CPU as a third of an orchestration turn. A call is a few frames each way, a message of a stream
 is one. Here these go straight to asyncio's transport, all calls of one pass of the loop in one write.
-Measured in docs/performance.md, decided in docs/decisions/0010-reports-over-http2.md.
+`Calls` makes calls (docs/decisions/0010-reports-over-http2.md), `Server` takes them
+(docs/decisions/0014-a-server-on-the-loop.md).
 """
 
 from towline.http2.addresses import plain_address

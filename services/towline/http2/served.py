@@ -14,7 +14,7 @@ from towline.http2.headers import Headers
 from towline.http2.requests import SUCCEEDED, Request, decompressed, ended
 
 if TYPE_CHECKING:
-    from towline.http2.server import ServerConnection
+    from towline.http2.server_connection import ServerConnection
 
 Handler = Callable[["ServedCall", bytes], None]
 """Takes a call and its request. It must not raise."""

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.waiting import eventually_async
 
-from towline.http2 import Keepalive, ServedCall, Server, frames
+from towline.http2 import Keepalive, ServedCall, frames
 from towline.http2.frames import END_HEADERS, END_STREAM, Frame, FrameReader, Kind, Setting, frame, settings
 from towline.http2.headers import HeaderReader, header_block
-from towline.http2.server import ServerConnection
+from towline.http2.server_connection import ServerConnection
 
 LIMIT = 100_000
 CALL = (
@@ -40,12 +40,8 @@ class Caller:
     def __init__(self, keepalive: Keepalive | None = None, *, greet: bool = True) -> None:
         self.calls: list[ServedCall] = []
         self.messages: list[bytes] = []
-        self.server = Server(
-            {"/service/take": self._take, "/service/fail": self._fail},
-            message_bytes_max=LIMIT,
-            keepalive=keepalive or Keepalive(),
-        )
-        self.connection = ServerConnection(self.server)
+        handlers = {"/service/take": self._take, "/service/fail": self._fail}
+        self.connection = ServerConnection(handlers, LIMIT, keepalive or Keepalive(), set())
         self.closed = False
         self.reading = True
         self._next = 1
