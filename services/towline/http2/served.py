@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from towline.http2.server_connection import ServerConnection
 
 Handler = Callable[["ServedCall", bytes], None]
-"""Takes a call and its request. It must not raise."""
+"""Takes a call and its request. If it raises, the call ends as UNKNOWN and the log has why."""
 _Code: Final = grpc.StatusCode
 
 
@@ -138,7 +138,7 @@ class ServedCall(Stream):
         """A part of the request came."""
         if self.ended or self.asked:
             return
-        limit = self._message_bytes_max
+        self.asked, limit = last, self._message_bytes_max
         if self._body or not last:
             self._body += data
             prefix = self._body[:PREFIX_BYTES]
@@ -149,7 +149,6 @@ class ServedCall(Stream):
             self._body.clear()
             self.end(_Code.RESOURCE_EXHAUSTED, f"Received message larger than max ({size} vs. {limit})")
         elif last:
-            self.asked = True
             self._hand_over(bytes(self._body) or data)
 
     def _hand_over(self, body: bytes) -> None:
