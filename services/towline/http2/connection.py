@@ -213,10 +213,16 @@ class Connection(asyncio.Protocol, Generic[_S]):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It stands."""
         # uvloop's transports have no such class among theirs.
-        self._transport = made = cast("asyncio.Transport", transport)
+        self._transport = cast("asyncio.Transport", transport)
         self.last_heard = self._loop.time()
+        self._greet_peer()
+
+    def _greet_peer(self) -> None:
         more = struct.pack(">I", _WINDOW_MAX - _FIRST_WINDOW)
-        made.write(self._greeting + settings(self._own_settings()) + frame(Kind.WINDOW_UPDATE, 0, 0, more))
+        if self._transport is not None:
+            self._transport.write(
+                self._greeting + settings(self._own_settings()) + frame(Kind.WINDOW_UPDATE, 0, 0, more)
+            )
 
     def _own_settings(self) -> tuple[tuple[Setting, int], ...]:
         return _OUR_SETTINGS

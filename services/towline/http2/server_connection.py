@@ -155,6 +155,9 @@ class ServerConnection(Connection[ServedCall]):
         self._open_connections.add(self)
         self._ask_again()
 
+    def _greet_peer(self) -> None:
+        """Not before the peer: what does not speak HTTP/2 could not read what it is told."""
+
     def _own_settings(self) -> tuple[tuple[Setting, int], ...]:
         return (*super()._own_settings(), (Setting.MAX_HEADER_LIST_SIZE, HEADER_LIST_BYTES))
 
@@ -169,6 +172,8 @@ class ServerConnection(Connection[ServedCall]):
         missing = len(PREFACE) - len(self._greeted)
         self._greeted += data[:missing]
         if PREFACE.startswith(self._greeted):
+            if self._greeted == PREFACE:
+                super()._greet_peer()
             return data[missing:]
         if self._transport is not None and not self._transport.is_closing():
             _log.info("http2.no_http2", extra={"began_with": repr(self._greeted)})
