@@ -26,12 +26,12 @@ from towline.http2.frames import (
 )
 from towline.http2.headers import HeaderReader, Headers
 
-STREAM_WINDOW: Final = 1 << 24
-_GIVEN_BACK_BYTES: Final = STREAM_WINDOW // 4
+_STREAM_WINDOW: Final = 1 << 24
+_GIVEN_BACK_BYTES: Final = _STREAM_WINDOW // 4
 """From so many bytes on the peer is told that it may send as many again."""
 _WINDOW_MAX: Final = (1 << 31) - 1
 _FIRST_WINDOW: Final = 65_535
-_OUR_SETTINGS: Final = ((Setting.HEADER_TABLE_SIZE, 0), (Setting.INITIAL_WINDOW_SIZE, STREAM_WINDOW))
+_SETTINGS: Final = ((Setting.HEADER_TABLE_SIZE, 0), (Setting.INITIAL_WINDOW_SIZE, _STREAM_WINDOW))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +74,10 @@ class Connection(asyncio.Protocol, Generic[_S]):
 
     Args:
         keepalive: When a silent peer is gone.
-        greeting: What this end sends first, before its settings.
     """
 
-    def __init__(self, keepalive: Keepalive, greeting: bytes = b"") -> None:
+    def __init__(self, keepalive: Keepalive) -> None:
         self._keepalive = keepalive
-        self._greeting = greeting
         self._watching: asyncio.TimerHandle | None = None
         self._asked_at = 0.0
         self._loop = asyncio.get_running_loop()
@@ -156,6 +154,15 @@ class Connection(asyncio.Protocol, Generic[_S]):
             self._transport.abort()
         self._end(reason)
 
+    def _introduce(self, *own: tuple[Setting, int]) -> None:
+        """Say what this end is like: the first frames that it sends.
+
+        Args:
+            own: Settings besides those of both ends.
+        """
+        self._put(settings((*_SETTINGS, *own)))
+        self._put(frame(Kind.WINDOW_UPDATE, 0, 0, struct.pack(">I", _WINDOW_MAX - _FIRST_WINDOW)))
+
     def _add(self, stream: _S, stream_id: int) -> None:
         stream.stream, stream.window = stream_id, self._stream_window
         self._streams[stream_id] = stream
@@ -193,15 +200,18 @@ class Connection(asyncio.Protocol, Generic[_S]):
                 self._has_sent(stream)
                 return
 
-    def _ask_again(self) -> None:
+    def _begin_to_watch(self) -> None:
         """Begin to look after the peer, unless that is done already."""
         if self._watching is None:
             self._watching = self._loop.call_later(self._keepalive.after_s, self._watch)
 
     def _put(self, data: bytes) -> None:
         if not self._out:
-            self._loop.call_soon(self._flush)
+            self._flush_soon()
         self._out.append(data)
+
+    def _flush_soon(self) -> None:
+        self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         out, self._out = self._out, []
@@ -215,17 +225,6 @@ class Connection(asyncio.Protocol, Generic[_S]):
         # uvloop's transports have no such class among theirs.
         self._transport = cast("asyncio.Transport", transport)
         self.last_heard = self._loop.time()
-        self._greet_peer()
-
-    def _greet_peer(self) -> None:
-        more = struct.pack(">I", _WINDOW_MAX - _FIRST_WINDOW)
-        if self._transport is not None:
-            self._transport.write(
-                self._greeting + settings(self._own_settings()) + frame(Kind.WINDOW_UPDATE, 0, 0, more)
-            )
-
-    def _own_settings(self) -> tuple[tuple[Setting, int], ...]:
-        return _OUR_SETTINGS
 
     def data_received(self, data: bytes) -> None:
         """Something came."""

@@ -12,12 +12,11 @@ import grpc.aio
 
 from towline.http2.connection import Stream
 from towline.http2.frames import number
+from towline.http2.messages import PREFIX_BYTES, prefixed
 
 Code = grpc.StatusCode
 ANSWER_BYTES_MAX: Final = 4 << 20
 """Of one message, unless more is asked for; gRPC's own limit."""
-PREFIX_BYTES: Final = 5
-"""Before each message: whether it is compressed, and its length."""
 _HTTP_CODES: Final[Mapping[str, grpc.StatusCode]] = {
     "400": Code.INTERNAL,
     "401": Code.UNAUTHENTICATED,
@@ -56,7 +55,7 @@ class Exchange(Stream):
     def __init__(self, block: bytes, message: bytes) -> None:
         super().__init__()
         self.block = block
-        self._request = b"\0" + len(message).to_bytes(4, "big") + message
+        self._request = prefixed(message)
         self.unsent = memoryview(self._request)
         self._headers: dict[str, str] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Mapping
 from typing import Final
@@ -32,7 +33,7 @@ class Link(Connection[Exchange]):
     """Used from its loop only."""
 
     def __init__(self, keepalive: Keepalive | None = None) -> None:
-        super().__init__(keepalive or Keepalive(), PREFACE)
+        super().__init__(keepalive or Keepalive())
         self._waiting: deque[Exchange] = deque()
         self._next = 1
         self._streams_max = 100
@@ -60,15 +61,18 @@ class Link(Connection[Exchange]):
         else:
             self._waiting = deque(other for other in self._waiting if other is not call)
 
-    def _own_settings(self) -> tuple[tuple[Setting, int], ...]:
-        return (*super()._own_settings(), (Setting.ENABLE_PUSH, 0))
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It stands."""
+        super().connection_made(transport)
+        self._put(PREFACE)
+        self._introduce((Setting.ENABLE_PUSH, 0))
 
     def _begin(self, call: Exchange) -> None:
         self._add(call, self._next)
         self._next += 2
         self._put_headers(call.stream, call.block, last=False)
         self._send(call)
-        self._ask_again()
+        self._begin_to_watch()
 
     @property
     def _expects(self) -> bool:

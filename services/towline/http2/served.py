@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 import grpc
 
 from towline.http2.connection import Stream
-from towline.http2.exchange import PREFIX_BYTES
 from towline.http2.headers import Headers
+from towline.http2.messages import PREFIX_BYTES, prefixed
 from towline.http2.requests import SUCCEEDED, Request, decompressed, ended
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class ServedCall(Stream):
             return
         self.open()
         self._sent = sent
-        self._connection.send(self, b"".join(map(_prefixed, messages)))
+        self._connection.send(self, b"".join(map(prefixed, messages)))
 
     async def write(self, message: bytes) -> None:
         """Send one message of a stream.
@@ -120,7 +120,7 @@ class ServedCall(Stream):
         """Answer a unary call."""
         if not self.ended:
             self._over()
-            self._connection.answer(self, _prefixed(message))
+            self._connection.answer(self, prefixed(message))
 
     def end(self, code: grpc.StatusCode = _Code.OK, details: str = "") -> None:
         """End the call with a status and no (further) message."""
@@ -199,7 +199,3 @@ class ServedCall(Stream):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _prefixed(message: bytes) -> bytes:
-    return b"\0" + len(message).to_bytes(4, "big") + message

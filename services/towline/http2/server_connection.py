@@ -51,7 +51,6 @@ class ServerConnection(Connection[ServedCall]):
         self._open_connections = open_connections
         self._last = 0
         self._greeted = b""
-        self._flushing = False
         self._full = False
         self._written: list[ServedCall] = []
         self.loop = self._loop
@@ -153,13 +152,7 @@ class ServerConnection(Connection[ServedCall]):
         """It stands."""
         super().connection_made(transport)
         self._open_connections.add(self)
-        self._ask_again()
-
-    def _greet_peer(self) -> None:
-        """Not before the peer: what does not speak HTTP/2 could not read what it is told."""
-
-    def _own_settings(self) -> tuple[tuple[Setting, int], ...]:
-        return (*super()._own_settings(), (Setting.MAX_HEADER_LIST_SIZE, HEADER_LIST_BYTES))
+        self._begin_to_watch()
 
     def data_received(self, data: bytes) -> None:
         """Something came."""
@@ -173,7 +166,8 @@ class ServerConnection(Connection[ServedCall]):
         self._greeted += data[:missing]
         if PREFACE.startswith(self._greeted):
             if self._greeted == PREFACE:
-                super()._greet_peer()
+                # Not before: who does not speak HTTP/2 could not read what it is told.
+                self._introduce((Setting.MAX_HEADER_LIST_SIZE, HEADER_LIST_BYTES))
             return data[missing:]
         if self._transport is not None and not self._transport.is_closing():
             _log.info("http2.no_http2", extra={"began_with": repr(self._greeted)})
@@ -194,16 +188,12 @@ class ServerConnection(Connection[ServedCall]):
             self._transport.resume_reading()
         self._tell_written()
 
-    def _put(self, data: bytes) -> None:
+    def _flush_soon(self) -> None:
         # A commit is followed by the answers to those who waited for it, and, a pass of the loop later, by
         # the work that it made. Written together they wake the other side once (decision 0014).
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._loop.call_soon, self._flush)
-        self._out.append(data)
+        self._loop.call_soon(self._loop.call_soon, self._flush)
 
     def _flush(self) -> None:
-        self._flushing = False
         super()._flush()
         if not self._full:
             self._tell_written()

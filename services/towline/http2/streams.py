@@ -9,8 +9,9 @@ from typing import Generic, Self, TypeVar
 
 import grpc
 
-from towline.http2.exchange import PREFIX_BYTES, Exchange, NotTakenError, rpc_error
+from towline.http2.exchange import Exchange, NotTakenError, rpc_error
 from towline.http2.link import Link
+from towline.http2.messages import PREFIX_BYTES
 
 _T = TypeVar("_T")
 

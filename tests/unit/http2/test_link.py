@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.http2.far_end import FarEnd
 from tests.waiting import eventually_async
 
 from towline.http2 import frames
@@ -44,37 +45,22 @@ def test_padding_and_priority_are_taken_off() -> None:
         frames.content(Frame(Kind.DATA, 0x8, 1, b"\x09abc"))
 
 
-class Peer:
-    """The other end of a link: reads what it sends, says what a test wants."""
+class Peer(FarEnd):
+    """The other end of a link."""
 
     def __init__(self, keepalive: Keepalive | None = None) -> None:
         self.link = Link(keepalive)
-        self.closed = False
-        self._reader = FrameReader()
-        self._data = b""
-        self.link.connection_made(self)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
-        assert self._data.startswith(frames.PREFACE)
-        self._data = self._data.removeprefix(frames.PREFACE)
-
-    def write(self, data: bytes) -> None:
-        self._data += data
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def abort(self) -> None:
-        self.closed = True
-
-    close = abort
+        super().__init__(self.link, passes=1)
+        self._greeted = False
 
     async def sent(self, *kinds: Kind) -> list[Frame]:
         """What the link has sent since, of these kinds."""
-        await asyncio.sleep(0)
-        data, self._data = self._data, b""
-        return [one for one in self._reader.feed(data) if one.kind in kinds]
-
-    def say(self, *data: bytes) -> None:
-        self.link.data_received(b"".join(data))
+        if not self._greeted:
+            await asyncio.sleep(0)
+            assert self.data.startswith(frames.PREFACE)
+            self.data = self.data.removeprefix(frames.PREFACE)
+            self._greeted = True
+        return await super().sent(*kinds)
 
     def stream(self) -> Incoming:
         incoming = Incoming(b"\x00\x01a\x01b", b"", 1 << 20)

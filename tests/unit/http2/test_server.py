@@ -13,10 +13,11 @@ import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.http2.far_end import FarEnd
 from tests.waiting import eventually_async
 
 from towline.http2 import Keepalive, ServedCall, frames
-from towline.http2.frames import END_HEADERS, END_STREAM, Frame, FrameReader, Kind, Setting, frame, settings
+from towline.http2.frames import END_HEADERS, END_STREAM, Kind, Setting, frame, settings
 from towline.http2.headers import HeaderReader, header_block
 from towline.http2.server_connection import ServerConnection
 
@@ -34,19 +35,16 @@ def message(data: bytes, *, compressed: bool = False) -> bytes:
     return bytes((compressed,)) + len(data).to_bytes(4, "big") + data
 
 
-class Caller:
-    """The other end of a connection. The handler of ``/service/take`` keeps calls and messages."""
+class Caller(FarEnd):
+    """Who calls. The handler of ``/service/take`` keeps calls and messages."""
 
     def __init__(self, keepalive: Keepalive | None = None, *, greet: bool = True) -> None:
         self.calls: list[ServedCall] = []
         self.messages: list[bytes] = []
         handlers = {"/service/take": self._take, "/service/fail": self._fail}
         self.connection = ServerConnection(handlers, LIMIT, keepalive or Keepalive(), set())
-        self.closed = False
-        self.reading = True
-        self._next = 1
-        self._frames, self._headers, self._data = FrameReader(), HeaderReader(), b""
-        self.connection.connection_made(self)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        self._next, self._headers = 1, HeaderReader()
+        super().__init__(self.connection, passes=3)
         if greet:
             self.say(frames.PREFACE, settings(()))
 
@@ -56,37 +54,6 @@ class Caller:
 
     def _fail(self, _call: ServedCall, _data: bytes) -> None:
         raise RuntimeError("a bug")
-
-    # As a transport.
-
-    def write(self, data: bytes) -> None:
-        self._data += data
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def abort(self) -> None:
-        self.closed = True
-
-    close = abort
-
-    def pause_reading(self) -> None:
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        self.reading = True
-
-    # As the peer.
-
-    async def sent(self, *kinds: Kind) -> list[Frame]:
-        """What came since, of these kinds, after the two passes of the loop in which it is gathered."""
-        for _ in range(3):
-            await asyncio.sleep(0)
-        data, self._data = self._data, b""
-        return [one for one in self._frames.feed(data) if one.kind in kinds]
-
-    def say(self, *data: bytes) -> None:
-        self.connection.data_received(b"".join(data))
 
     def call(self, data: bytes | None = b"", *headers: tuple[str, str], path: str = "/service/take") -> int:
         """Begin a call; with data None its request is still to come."""
@@ -383,7 +350,7 @@ async def test_who_does_not_speak_http2_is_told_and_let_go(began: bytes) -> None
     for at in range(len(began)):
         caller.say(began[at : at + 1])
     assert caller.closed
-    assert caller._data.startswith(b"HTTP/1.1 400 ")  # pyright: ignore[reportPrivateUsage]
+    assert caller.data.startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize(
