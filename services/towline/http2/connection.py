@@ -24,7 +24,7 @@ from towline.http2.frames import (
     read_settings,
     settings,
 )
-from towline.http2.headers import HeaderReader, Headers
+from towline.http2.headers import NO_TABLE, TABLE_BYTES, HeaderReader, Headers
 
 _STREAM_WINDOW: Final = 1 << 24
 _GIVEN_BACK_BYTES: Final = _STREAM_WINDOW // 4
@@ -90,6 +90,8 @@ class Connection(asyncio.Protocol, Generic[_S]):
         self._window = _FIRST_WINDOW
         self._stream_window = _FIRST_WINDOW
         self._frame_bytes = MAX_FRAME_BYTES
+        self._before_block = b""
+        """What the next header block has to begin with."""
         self._read_bytes = 0
         self._open_headers: Frame | None = None
         self._gone = False
@@ -173,6 +175,7 @@ class Connection(asyncio.Protocol, Generic[_S]):
 
     def _put_headers(self, stream_id: int, block: bytes, *, last: bool) -> None:
         flags = END_STREAM if last else 0
+        block, self._before_block = self._before_block + block, b""
         first, rest = block[: self._frame_bytes], block[self._frame_bytes :]
         self._put(frame(Kind.HEADERS, flags if rest else flags | END_HEADERS, stream_id, first))
         while rest:
@@ -299,6 +302,9 @@ class Connection(asyncio.Protocol, Generic[_S]):
         for name, value in read_settings(received.payload):
             if name == Setting.MAX_FRAME_SIZE:
                 self._frame_bytes = min(max(value, MAX_FRAME_BYTES), 1 << 20)
+            elif name == Setting.HEADER_TABLE_SIZE:
+                # A smaller table than the peer knows of has to be told (RFC 7541, 4.2), also if none is used.
+                self._before_block = NO_TABLE if value < TABLE_BYTES else self._before_block
             elif name == Setting.INITIAL_WINDOW_SIZE:
                 change, self._stream_window = value - self._stream_window, value
                 for stream in self._streams.values():

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import hpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -123,6 +124,22 @@ async def test_calls_that_a_leaving_peer_has_not_looked_at_are_given_back() -> N
     peer.say(frame(Kind.DATA, 0, taken.stream, b"\0\0\0\0\2ok"), frame(Kind.HEADERS, end, taken.stream, _OK))
     assert taken.answer.result() == b"ok"
     assert peer.closed
+
+
+async def test_a_peer_that_asks_for_a_smaller_table_is_told_that_there_is_none() -> None:
+    peer = Peer()
+    decoder: Any = hpack.Decoder()
+    peer.call(b"")
+    (before,) = await peer.sent(Kind.HEADERS)
+    assert decoder.decode(before.payload) == [("a", "b")]
+    peer.say(settings(((Setting.HEADER_TABLE_SIZE, 0),)))
+    decoder.max_allowed_table_size = 0
+    for _ in range(2):
+        peer.call(b"")
+        (after,) = await peer.sent(Kind.HEADERS)
+        # Raises where the encoder has not made its table smaller (RFC 7541, 4.2).
+        assert decoder.decode(after.payload) == [("a", "b")]
+    assert after.payload == before.payload
 
 
 async def test_headers_may_come_in_pieces() -> None:
