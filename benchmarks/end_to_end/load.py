@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -38,18 +38,44 @@ class _Seen:
 class Load:
     """Publishes requests and reads what a system says. Belongs to one event loop."""
 
-    def __init__(self, system: System, kafka_pid: int, producer: Any, consumer: Any) -> None:
+    def __init__(self, system: System, kafka_pid: int, producer: Any) -> None:
         self.system = system
         self.kafka_pid = kafka_pid
         self._producer = producer
-        self._consumer = consumer
         self._seen = _Seen()
         self._news = asyncio.Condition()
 
-    async def read(self) -> None:
-        """Read until cancelled."""
+    @asynccontextmanager
+    async def listening(self, topics: Sequence[str], *, from_start: bool = False) -> AsyncGenerator[None]:
+        """Hear what is said on `topics`: from now on, or all of it."""
+        if not topics:
+            yield
+            return
+        consumer: Any = AIOKafkaConsumer(bootstrap_servers=self.system.bootstrap)
+        await consumer.start()
+        reading: asyncio.Task[None] | None = None
+        try:
+            partitions = [
+                TopicPartition(topic, number)
+                for topic in topics
+                for number in await self._producer.partitions_for(topic)
+            ]
+            consumer.assign(partitions)
+            await (consumer.seek_to_beginning() if from_start else consumer.seek_to_end())
+            reading = asyncio.create_task(self._read(consumer))
+            yield
+        finally:
+            if reading is not None:
+                reading.cancel()
+            await consumer.stop()
+
+    def deciding(self) -> AbstractAsyncContextManager[None]:
+        """Hear what the system asks, from now on. Who only waits for outcomes does not read that either."""
+        return self.listening(self.system.asks_on)
+
+    async def _read(self, consumer: Any) -> None:
         while True:
-            for records in (await self._consumer.getmany(timeout_ms=500)).values():
+            for records in (await consumer.getmany(timeout_ms=500)).values():
                 for record in records:
                     self._note(record)
             async with self._news:
@@ -128,22 +154,10 @@ async def load(system: System, kafka_pid: int) -> AsyncGenerator[Load]:
     """A load generator that listens from now on."""
     # aiokafka's methods have no types.
     producer: Any = AIOKafkaProducer(bootstrap_servers=system.bootstrap, acks="all")
-    consumer: Any = AIOKafkaConsumer(bootstrap_servers=system.bootstrap, auto_offset_reset="earliest")
     await producer.start()
-    await consumer.start()
-    reading: asyncio.Task[None] | None = None
     try:
-        partitions = [
-            TopicPartition(topic, number)
-            for topic in system.listens
-            for number in await producer.partitions_for(topic)
-        ]
-        consumer.assign(partitions)
-        generator = Load(system, kafka_pid, producer, consumer)
-        reading = asyncio.create_task(generator.read())
-        yield generator
+        generator = Load(system, kafka_pid, producer)
+        async with generator.listening(system.listens, from_start=True):
+            yield generator
     finally:
-        if reading is not None:
-            reading.cancel()
-        await consumer.stop()
         await producer.stop()

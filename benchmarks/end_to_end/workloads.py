@@ -60,8 +60,9 @@ async def one_in_flight(generator: Load, messages: Mapping[str, str]) -> Work:
     latencies: list[float] = []
     began = time.perf_counter()
     for run_id, text in messages.items():
+        request = generator.system.request(run_id, "answer", text)
         asked_at = time.perf_counter()
-        await generator.publish([generator.system.request(run_id, "answer", text)])
+        await generator.publish([request])
         await generator.answered([run_id])
         latencies.append((generator.answered_at(run_id) or float("inf")) - asked_at)
     return Work(time.perf_counter() - began, latencies)
@@ -79,11 +80,12 @@ async def at_once(generator: Load, messages: Mapping[str, str]) -> Work:
 async def approvals(generator: Load, messages: Mapping[str, str]) -> Work:
     """All requests at once; when all wait for their approval, all decisions at once."""
     requests = _requests(generator.system, "approved_answer", messages)
-    began = time.perf_counter()
-    await generator.publish(requests)
-    asked = await generator.asked(messages)
-    await generator.publish([generator.system.decide(*pair) for pair in asked.items()])
-    await generator.answered(messages)
+    async with generator.deciding():
+        began = time.perf_counter()
+        await generator.publish(requests)
+        asked = await generator.asked(messages)
+        await generator.publish([generator.system.decide(*pair) for pair in asked.items()])
+        await generator.answered(messages)
     return Work(_until_last(generator, messages, began))
 
 
@@ -91,14 +93,15 @@ async def waiting_approvals(generator: Load, messages: Mapping[str, str]) -> Wor
     """As `approvals`, but nothing is decided for a while; the time is that of resuming."""
     system = generator.system
     before = await asyncio.to_thread(system.stored_kb)
-    await generator.publish(_requests(system, "approved_answer", messages))
-    asked = await generator.asked(messages)
-    await asyncio.sleep(_SETTLE_S)
-    waiting = await cores(system, _WAITING_S)
-    stored = await asyncio.to_thread(system.stored_kb)
-    began = time.perf_counter()
-    await generator.publish([system.decide(*pair) for pair in asked.items()])
-    await generator.answered(messages)
+    async with generator.deciding():
+        await generator.publish(_requests(system, "approved_answer", messages))
+        asked = await generator.asked(messages)
+        await asyncio.sleep(_SETTLE_S)
+        waiting = await cores(system, _WAITING_S)
+        stored = await asyncio.to_thread(system.stored_kb)
+        began = time.perf_counter()
+        await generator.publish([system.decide(*pair) for pair in asked.items()])
+        await generator.answered(messages)
     facts = {f"waiting_{place}_kb": (kb - before[place]) / len(messages) for place, kb in stored.items()}
     facts["waiting_cores"] = waiting
     return Work(_until_last(generator, messages, began), facts=facts)

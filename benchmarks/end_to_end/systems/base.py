@@ -65,7 +65,12 @@ class System(ABC):
     @property
     @abstractmethod
     def listens(self) -> Sequence[str]:
-        """Topics that it speaks on."""
+        """Topics on which it says what came of runs."""
+
+    @property
+    def asks_on(self) -> Sequence[str]:
+        """Topics besides those on which it asks for decisions: read while there is something to decide."""
+        return ()
 
     @property
     @abstractmethod

@@ -62,7 +62,11 @@ class Towline(System):
 
     @property
     def listens(self) -> Sequence[str]:
-        return (self._topics.events, self._topics.results)
+        return (self._topics.results,)
+
+    @property
+    def asks_on(self) -> Sequence[str]:
+        return (self._topics.events,)
 
     @property
     def processes(self) -> Mapping[str, int]:

@@ -62,7 +62,7 @@ def generator() -> Any:
             self._note(says(**facts))
 
     system = SYSTEMS["straightforward"]("127.0.0.1:1")
-    return Reader(system, 0, None, None)
+    return Reader(system, 0, None)
 
 
 def test_lost_duplicate_and_wrong_answers_are_counted() -> None:
