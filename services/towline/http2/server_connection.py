@@ -71,7 +71,8 @@ class ServerConnection(Connection[ServedCall]):
     def answer(self, call: ServedCall, data: bytes) -> None:
         """Send an answer with one message, and that the call went well."""
         size = len(data)
-        if call.opened or size > self._frame_bytes or size > self._window or size > call.window:
+        at_once = min(self._frame_bytes, self._window, call.window)
+        if call.opened or size > at_once or self._before_block:
             self.open(call)
             call.trailers = SUCCEEDED
             self.send(call, data)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+import hpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,6 +101,21 @@ async def test_a_call_is_taken_and_answered() -> None:
     assert (headers[":status"], headers["content-type"]) == ("200", "application/grpc")
     assert (data, trailers["grpc-status"]) == (message(b"hello yourself"), "0")
     assert caller.connection.calls == 0
+
+
+@pytest.mark.parametrize("size", [5, 20_000], ids=["short", "long"])
+async def test_a_caller_that_asks_for_a_smaller_table_is_told_that_there_is_none(size: int) -> None:
+    caller = Caller(greet=False)
+    caller.say(frames.PREFACE, settings(((Setting.HEADER_TABLE_SIZE, 0),)))
+    decoder: Any = hpack.Decoder()
+    decoder.max_allowed_table_size = 0
+    for _ in range(2):
+        caller.call()
+        caller.calls[-1].reply(b"x" * size)
+        headers, trailers = await caller.sent(Kind.HEADERS)
+        # Raises where the encoder has not made its table smaller (RFC 7541, 4.2).
+        assert (":status", "200") in decoder.decode(headers.payload)
+        assert decoder.decode(trailers.payload) == [("grpc-status", "0")]
 
 
 async def test_what_is_said_in_one_pass_of_the_loop_and_the_next_leaves_together() -> None:
