@@ -19,6 +19,10 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
+# Each system has a colour of its own: there are more than the ten of the default. Strong ones first.
+_PAIRS = mpl.colormaps["tab20"].colors
+mpl.rcParams["axes.prop_cycle"] = mpl.cycler(color=_PAIRS[::2] + _PAIRS[1::2])
+
 Series = dict[str, list[tuple[float, float, float]]]
 """By system: x, y, and a second y."""
 
@@ -45,7 +49,7 @@ def _get(row: dict[str, Any], path: str) -> float:
 
 def latency(rows: list[dict[str, Any]], file: Path) -> None:
     """p50 (line) and p99 (dashed) against the offered rate."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9.5, 5), layout="constrained")
     for system, points in medians(rows, "facts.offered_per_s", "latency_ms.p50", "latency_ms.p99").items():
         rates, p50, p99 = zip(*points, strict=True)
         (line,) = axes.plot(rates, p50, marker="o", label=system)
@@ -57,7 +61,7 @@ def latency(rows: list[dict[str, Any]], file: Path) -> None:
 
 def cost(rows: list[dict[str, Any]], file: Path) -> None:
     """Own CPU a run against the number of runs asked for at once."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9.5, 5), layout="constrained")
     for system, points in medians(rows, "runs", "own_cpu_ms_per_run").items():
         runs, ms, _ = zip(*points, strict=True)
         axes.plot(runs, ms, marker="o", label=system)
@@ -68,7 +72,7 @@ def cost(rows: list[dict[str, Any]], file: Path) -> None:
 
 def _finish(figure: Any, axes: Any, file: Path) -> None:
     axes.grid(visible=True, which="both", alpha=0.2)
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
