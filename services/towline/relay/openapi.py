@@ -107,6 +107,7 @@ _RESUME: Final = [
 
 
 def _operation(
+    name: str,
     summary: str,
     answers: dict[str, Any],
     *,
@@ -115,6 +116,7 @@ def _operation(
     body: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     operation: dict[str, Any] = {
+        "operationId": name,
         "summary": summary,
         "description": f"Needs the role `{role}`.",
         "parameters": parameters or [],
@@ -150,8 +152,15 @@ def _listing(name: str, item: str) -> dict[str, Any]:
 
 
 def _body_of(schema: dict[str, Any], *left_out: str) -> dict[str, Any]:
-    """An event's data without what the path or the credentials say."""
-    properties = {name: value for name, value in schema["properties"].items() if name not in left_out}
+    """An event's data without what the path or the credentials say.
+
+    Without the defaults too, which are all null: what has one, generators of clients take for always there.
+    """
+    properties = {
+        name: {key: what for key, what in value.items() if key != "default"}
+        for name, value in schema["properties"].items()
+        if name not in left_out
+    }
     required = [name for name in schema.get("required", []) if name not in left_out]
     return {**schema, "properties": properties, "required": required}
 
@@ -174,9 +183,15 @@ def _paths() -> dict[str, Any]:
     return {
         "/runs": {
             "post": _operation(
-                "Start a run", accepted, role="start", parameters=[key], body=_ref("RunRequested")
+                "startRun",
+                "Start a run",
+                accepted,
+                role="start",
+                parameters=[key],
+                body=_ref("RunRequested"),
             ),
             "get": _operation(
+                "listRuns",
                 "List runs, newest first",
                 {"200": _json("A page.", _listing("runs", "Run"))},
                 role="read",
@@ -185,29 +200,47 @@ def _paths() -> dict[str, Any]:
         },
         "/runs/{run_id}": {
             "get": _operation(
-                "One run", {"200": _json("The run.", _ref("Run"))}, role="read", parameters=[_RUN_ID]
+                "getRun",
+                "One run",
+                {"200": _json("The run.", _ref("Run"))},
+                role="read",
+                parameters=[_RUN_ID],
             )
         },
         "/runs/{run_id}/stream": {
             "get": _operation(
-                "Tokens and events of one run", stream, role="read", parameters=[_RUN_ID, *_RESUME, wait]
+                "streamRun",
+                "Tokens and events of one run",
+                stream,
+                role="read",
+                parameters=[_RUN_ID, *_RESUME, wait],
             )
         },
         "/runs/{run_id}/agui": {
             "get": _operation(
-                "The same as AG-UI events", stream, role="read", parameters=[_RUN_ID, *_RESUME, wait]
+                "streamRunAsAgUi",
+                "The same as AG-UI events",
+                stream,
+                role="read",
+                parameters=[_RUN_ID, *_RESUME, wait],
             )
         },
         **{
             f"/runs/{{run_id}}/{action}": {
                 "post": _operation(
-                    f"{action.capitalize()} a run", accepted, role="start", parameters=[_RUN_ID], body=reason
+                    f"{action}Run",
+                    f"{action.capitalize()} a run",
+                    accepted,
+                    role="start",
+                    parameters=[_RUN_ID],
+                    body=reason,
                 )
             }
             for action in ("cancel", "suspend", "resume")
         },
         "/runs/{run_id}/approvals/{approval_id}": {
             "post": _operation(
+                "decideApproval",
                 "Decide an approval; the approver is the caller",
                 accepted,
                 role="approve",
@@ -220,6 +253,7 @@ def _paths() -> dict[str, Any]:
         },
         "/runs/{run_id}/events/{name}": {
             "post": _operation(
+                "raiseEvent",
                 "Raise another external event",
                 accepted,
                 role="approve",
@@ -229,6 +263,7 @@ def _paths() -> dict[str, Any]:
         },
         "/approvals": {
             "get": _operation(
+                "listApprovals",
                 "Open approvals, newest first",
                 {"200": _json("A page.", _listing("approvals", "Approval"))},
                 role="read",
@@ -237,6 +272,7 @@ def _paths() -> dict[str, Any]:
         },
         "/events": {
             "get": _operation(
+                "streamEvents",
                 "Events of all runs, from now on or from a cursor",
                 stream,
                 role="read",
@@ -258,7 +294,12 @@ def document() -> dict[str, Any]:
     schemas.update({"Accepted": _ACCEPTED, "Run": _RUN, "Approval": _APPROVAL, "Problem": _PROBLEM})
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Towline relay", "version": version("towline")},
+        "info": {
+            "title": "Towline relay",
+            "version": version("towline"),
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "servers": [{"url": "/", "description": "The relay that this document is from."}],
         "paths": _paths(),
         "components": {
             "schemas": schemas,
