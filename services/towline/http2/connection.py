@@ -303,8 +303,9 @@ class Connection(asyncio.Protocol, Generic[_S]):
             if name == Setting.MAX_FRAME_SIZE:
                 self._frame_bytes = min(max(value, MAX_FRAME_BYTES), 1 << 20)
             elif name == Setting.HEADER_TABLE_SIZE:
-                # A smaller table than the peer knows of has to be told (RFC 7541, 4.2), also if none is used.
-                self._before_block = NO_TABLE if value < TABLE_BYTES else self._before_block
+                if value < TABLE_BYTES:
+                    # That the table has become smaller has to be told, also if none is used (RFC 7541, 4.2).
+                    self._before_block = NO_TABLE
             elif name == Setting.INITIAL_WINDOW_SIZE:
                 change, self._stream_window = value - self._stream_window, value
                 for stream in self._streams.values():

@@ -16,11 +16,11 @@ HEADER_LIST_BYTES: Final = 65_536
 """Larger ones are not read."""
 TABLE_BYTES: Final = 4_096
 """Size of a table of which nothing was said."""
-NO_TABLE: Final = b"\x20"
-"""Begins a block: the table of who wrote it has the size 0 from now on."""
 _REMEMBERED_BYTES: Final = 2_048
 _SIZE_UPDATE: Final = 0x20
 _SIZE_UPDATE_MASK: Final = 0xE0
+NO_TABLE: Final = bytes((_SIZE_UPDATE,))
+"""Begins a block: the table of who wrote it has the size 0 from now on."""
 
 
 def header_block(headers: Iterable[tuple[str, str]]) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -110,6 +112,29 @@ async def test_a_folder_that_is_not_there_is_away_a_file_that_is_not_there_is_mi
     (tmp_path / "p").rmdir()
     with pytest.raises(PayloadStoreAwayError):
         await store.get(reference)
+
+
+async def test_a_folder_that_comes_and_goes_loses_no_payload(tmp_path: Path) -> None:
+    root, aside = tmp_path / "p", tmp_path / "aside"
+    store = folder_store(root)
+    reference = await store.put(DATA)
+    over = threading.Event()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            root.rename(aside)
+            aside.rename(root)
+
+    flapping = threading.Thread(target=come_and_go)
+    flapping.start()
+    try:
+        for _ in range(3_000):
+            # Away or there, and never missing.
+            with contextlib.suppress(PayloadStoreAwayError):
+                assert await store.get(reference) == DATA
+    finally:
+        over.set()
+        flapping.join()
 
 
 async def test_old_payloads_are_swept_and_used_ones_are_kept(tmp_path: Path) -> None:

@@ -77,16 +77,20 @@ class FolderBackend:
             os.close(folder)
 
     def _read(self, name: str) -> bytes | None:
-        path = self._path(name)
+        # The folder first, and the file in that very folder: while a volume comes and goes, a look at one and
+        # then at the other may find a payload gone that is not.
+        folder = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            stored = path.read_bytes()
+            path = self._path(name).relative_to(self._root)
+            file = os.open(path, os.O_RDONLY, dir_fd=folder)
         except FileNotFoundError:
-            if not self._root.is_dir():
-                # An unmounted volume is no proof that the payload is gone.
-                raise FileNotFoundError(f"folder {self._root} is not there") from None
             return None
-        with contextlib.suppress(OSError):
-            os.utime(path)
+        finally:
+            os.close(folder)
+        with open(file, "rb") as opened:
+            stored = opened.read()
+            with contextlib.suppress(OSError):
+                os.utime(file)
         return stored
 
     def _sweep(self) -> int:
