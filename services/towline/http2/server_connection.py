@@ -11,7 +11,7 @@ from typing import Final
 import grpc
 
 from towline.http2.connection import Connection, Keepalive
-from towline.http2.frames import END_HEADERS, END_STREAM, PREFACE, Http2Error, Kind, Setting, frame
+from towline.http2.frames import PREFACE, Http2Error, Kind, Setting, frame
 from towline.http2.headers import HEADER_LIST_BYTES, Headers
 from towline.http2.requests import OPENED, SUCCEEDED, read_request, refused
 from towline.http2.served import Handler, ServedCall
@@ -70,21 +70,9 @@ class ServerConnection(Connection[ServedCall]):
 
     def answer(self, call: ServedCall, data: bytes) -> None:
         """Send an answer with one message, and that the call went well."""
-        size = len(data)
-        at_once = min(self._frame_bytes, self._window, call.window)
-        if call.opened or size > at_once or self._before_block:
-            self.open(call)
-            call.trailers = SUCCEEDED
-            self.send(call, data)
-            return
-        self._window -= size
-        stream = call.stream
-        self._put(
-            frame(Kind.HEADERS, END_HEADERS, stream, OPENED)
-            + frame(Kind.DATA, 0, stream, data)
-            + frame(Kind.HEADERS, END_HEADERS | END_STREAM, stream, SUCCEEDED)
-        )
-        self._leave(call)
+        self.open(call)
+        call.trailers = SUCCEEDED
+        self.send(call, data)
 
     def end(self, call: ServedCall, trailers: bytes) -> None:
         """Send how a call ended, after what is still to be sent of it."""

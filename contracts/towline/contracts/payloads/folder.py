@@ -49,11 +49,8 @@ class FolderBackend:
     async def close(self) -> None:
         """Nothing is open."""
 
-    def _path(self, name: str) -> Path:
-        return self._root / name[:2] / f"{name}{_SUFFIX}"
-
     def _write(self, name: str, stored: bytes) -> None:
-        path = self._path(name)
+        path = self._root / _within(name)
         # Not its parents: a volume that is not mounted must not be written past.
         path.parent.mkdir(mode=0o700, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
@@ -81,8 +78,7 @@ class FolderBackend:
         # then at the other may find a payload gone that is not.
         folder = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            path = self._path(name).relative_to(self._root)
-            file = os.open(path, os.O_RDONLY, dir_fd=folder)
+            file = os.open(_within(name), os.O_RDONLY, dir_fd=folder)
         except FileNotFoundError:
             return None
         finally:
@@ -110,3 +106,8 @@ class FolderBackend:
             raise PayloadStoreAwayError(
                 f"the payload store at {self._root} does not work: {error}"
             ) from error
+
+
+def _within(name: str) -> str:
+    """Where a payload is in the folder."""
+    return f"{name[:2]}/{name}{_SUFFIX}"
