@@ -28,7 +28,7 @@ from towline.relay.limits import Pace
 from towline.relay.member import member, wait_for
 from towline.relay.projection import Change, project, project_reference
 from towline.relay.settings import RelaySettings
-from towline.relay.store import Mode, RunStore, Step
+from towline.relay.store import Applied, Mode, RunStore, Step
 from towline.relay.tracing import note_applied
 
 _log = logging.getLogger(__name__)
@@ -36,10 +36,10 @@ _log = logging.getLogger(__name__)
 _POLL_MS: Final = 300
 _POLL_HELD_MS: Final = 20
 """Between two looks at outcomes that should be ready, but whose run's last tokens are still missing."""
-_READS_PER_S: Final = 20
+_READS_PER_S: Final = 10
 _READS_AT_ONCE: Final = 8
 """A read that brings something costs round trips however little it brings. A few runs in flight never reach
-this rate and wait for nothing; beyond it, what comes within 50 ms shares a read."""
+this rate and wait for nothing; beyond it, what comes within 100 ms shares a read."""
 _BATCH_COUNT: Final = 500
 _HELD_MAX: Final = 5_000
 _HELD_CHARS_MAX: Final = 32 * 1024 * 1024
@@ -174,10 +174,10 @@ class LifecycleConsumer:
         if batches or len(assignment.held):
             # Before anything is added: what Redis lost comes first, above all before a stream's end.
             await self._store.advance([], known=assignment.known)
-        await self._apply_events(assignment, batches)
+        changed = await self._apply_events(assignment, batches)
         await self._hold_outcomes(client, assignment, batches)
-        await self._apply_outcomes(client, assignment)
-        await self._advance(assignment)
+        changed += await self._apply_outcomes(client, assignment)
+        await self._advance(assignment, changed)
         self._limit_held(client, assignment)
         self.lag = sum(
             max(0, (client.highwater(tp) or 0) - assignment.known.get(_name(tp), 0))
@@ -220,7 +220,7 @@ class LifecycleConsumer:
 
     async def _apply_events(
         self, assignment: _Assignment, batches: Mapping[TopicPartition, Sequence[Any]]
-    ) -> None:
+    ) -> list[tuple[Change, Applied]]:
         read: list[tuple[str, int, Change]] = []
         began_ns = time.time_ns()
         for tp, records in batches.items():
@@ -241,6 +241,7 @@ class LifecycleConsumer:
                 _log.error("event_refused", extra={"event_id": change.event_id, "error": result.problem})
             assignment.progress[partition].finish(Step(partition, offset, change, result))
             note_applied(change, partition, offset, began_ns, group=self._group)
+        return [(change, result) for (_, _, change), result in zip(read, applied, strict=True)]
 
     async def _hold_outcomes(
         self, client: Any, assignment: _Assignment, batches: Mapping[TopicPartition, Sequence[Any]]
@@ -271,9 +272,9 @@ class LifecycleConsumer:
             held = Held(partition, record.offset, change, barrier, due_at, taken_ns=int(wall_ms * 1_000_000))
             assignment.held.add(held, now=now)
 
-    async def _apply_outcomes(self, client: Any, assignment: _Assignment) -> None:
+    async def _apply_outcomes(self, client: Any, assignment: _Assignment) -> list[tuple[Change, Applied]]:
         if not len(assignment.held):
-            return
+            return []
         positions = await self._positions(client, assignment.held.barriers())
         ready = assignment.held.ready(positions, now=time.monotonic())
         applied = await self._store.apply([(held.change, mode) for held, mode in ready])
@@ -285,6 +286,7 @@ class LifecycleConsumer:
             assignment.progress[held.partition].finish(Step(held.partition, held.offset, held.change, result))
             note_applied(held.change, held.partition, held.offset, held.taken_ns, group=self._group)
             assignment.held.release(held)
+        return [(held.change, result) for (held, _), result in zip(ready, applied, strict=True)]
 
     async def _positions(self, client: Any, partitions: set[str]) -> Mapping[str, int]:
         assigned = {_name(tp): tp for tp in client.assignment()}
@@ -295,16 +297,16 @@ class LifecycleConsumer:
             positions[name] = await client.position(assigned[name])
         return positions
 
-    async def _advance(self, assignment: _Assignment) -> None:
+    async def _advance(self, assignment: _Assignment, changed: Sequence[tuple[Change, Applied]]) -> None:
         # What an outcome waited for comes before it in the stream of all runs too.
         outcomes = f"{self._kafka.topics.results}:"
         partitions = sorted(assignment.progress, key=lambda partition: partition.startswith(outcomes))
         steps = [step for partition in partitions for step in assignment.progress[partition].drain()]
         now = time.monotonic()
-        if not steps and now - self._checked_at < _CHECK_S:
+        if not steps and not changed and now - self._checked_at < _CHECK_S:
             return
         # Without steps too: a restart of Redis while nothing happens may have lost what happened last.
-        await self._store.advance(steps, known=assignment.known)
+        await self._store.advance(steps, known=assignment.known, changed=changed)
         self._checked_at = now
         assignment.known.update((step.partition, step.offset + 1) for step in steps)
         self.applied += len(steps)

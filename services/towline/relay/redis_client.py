@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, TypeAlias, cast
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -27,6 +27,10 @@ class Pipeline(Protocol):
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send all, answers in order."""
         ...
+
+
+Queue: TypeAlias = Callable[[Any], None]
+"""Queues commands in a pipeline of redis-py."""
 
 
 def connect(settings: RedisSettings) -> Redis:
@@ -53,19 +57,38 @@ class Script:
         self._text = (files("towline.relay") / "scripts" / f"{name}.lua").read_text(encoding="utf-8")
         self._sha: str | None = None
 
-    async def call(self, client: Redis, keys: Sequence[str], arguments: Sequence[str | int | float]) -> Any:
-        """Call it once.
+    async def call(
+        self,
+        client: Redis,
+        keys: Sequence[str],
+        arguments: Sequence[str | int | float],
+        *,
+        after: Queue | None = None,
+    ) -> Any:
+        """Call it once, `after` other commands if any are given: see `call_many`.
 
         Raises:
             redis.RedisError: It was refused, or Redis is away.
         """
-        [answer] = await self.call_many(client, [(keys, arguments)])
+        [answer] = await self.call_many(client, [(keys, arguments)], after=after)
+        if isinstance(answer, Exception):
+            raise answer
         return answer
 
     async def call_many(
-        self, client: Redis, calls: Sequence[tuple[Sequence[str], Sequence[str | int | float]]]
+        self,
+        client: Redis,
+        calls: Sequence[tuple[Sequence[str], Sequence[str | int | float]]],
+        *,
+        after: Queue | None = None,
     ) -> list[Any]:
         """Call it for each of `calls`, in order, in one round trip. An answer may be an exception.
+
+        Args:
+            client: Where to.
+            calls: Keys and arguments of each.
+            after: Queues commands that come first, in one transaction with the calls: if Redis takes no
+                writes, it takes none of them. All keys are then of one slot.
 
         Raises:
             redis.RedisError: Redis is away. Any number of the calls may have been carried out.
@@ -73,10 +96,16 @@ class Script:
         for last in (False, True):
             if self._sha is None:
                 self._sha = cast("str", await cast("Any", client).script_load(self._text))
-            pipeline = cast("Any", client).pipeline(transaction=False)
+            pipeline = cast("Any", client).pipeline(transaction=after is not None)
+            if after is not None:
+                after(pipeline)
             for keys, arguments in calls:
                 pipeline.evalsha(self._sha, len(keys), *keys, *arguments)
             answers: list[Any] = await pipeline.execute(raise_on_error=False)
+            queued, answers = answers[: -len(calls)], answers[-len(calls) :]
+            for answer in queued:
+                if isinstance(answer, Exception):
+                    raise answer
             if last or not any(isinstance(answer, NoScriptError) for answer in answers):
                 return answers
             # Scripts are forgotten by a restart: those already carried out recognise the repeat.

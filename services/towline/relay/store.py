@@ -1,4 +1,4 @@
-"""Writes what events change: the runs' streams and hashes, the index, and the offsets, in that order.
+"""Writes what events change: the runs' streams and hashes, then the index and the offsets.
 
 A crash between any two steps repeats them: each recognises what it has done.
 """
@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from towline.relay.errors import RedisAwayError, RedisLostDataError, is_redis_away
 from towline.relay.keys import Keys
 from towline.relay.projection import RUN_STATUSES, Change, dumps, milliseconds
-from towline.relay.redis_client import Script
+from towline.relay.redis_client import Queue, Script
 from towline.relay.settings import RelaySettings
 
 Mode: TypeAlias = Literal["more", "end", "force"]
@@ -62,7 +62,7 @@ class RunStore:
         self._pending = Script("pending")
 
     async def apply(self, changes: Sequence[tuple[Change, Mode]]) -> list[Applied]:
-        """Apply changes in order, at most once each.
+        """Apply changes in order, at most once each. `advance` must be told of them.
 
         Raises:
             RedisAwayError: Some of them may have been applied: repeat them all.
@@ -71,16 +71,21 @@ class RunStore:
             return []
         calls = [(self._keys(change.run_id), self._arguments(change, mode)) for change, mode in changes]
         answers = await self._guard(self._apply.call_many(self._redis, calls))
-        applied = [_applied(answer) for answer in answers]
-        await self._index(zip((change for change, _ in changes), applied, strict=True))
-        return applied
+        return [_applied(answer) for answer in answers]
 
-    async def advance(self, steps: Sequence[Step], *, known: Mapping[str, int]) -> None:
-        """Move offsets past `steps`, adding each to the stream of all runs.
+    async def advance(
+        self,
+        steps: Sequence[Step],
+        *,
+        known: Mapping[str, int],
+        changed: Iterable[tuple[Change, Applied]] = (),
+    ) -> None:
+        """Move offsets past `steps`, adding each to the stream of all runs, and bring the index up to date.
 
         Args:
             steps: In order, by partition.
             known: Offsets that Redis has had, by partition.
+            changed: What was applied, in order, whether it is among the steps already or not.
 
         Raises:
             RedisAwayError: Nothing or all of it was done.
@@ -96,9 +101,9 @@ class RunStore:
             else:
                 arguments += [step.partition, step.offset, change.event_id, change.event_type, change.run_id]
                 arguments += [applied.run_type, applied.tags, dumps(change.raw)]
-        done = await self._guard(
-            self._advance.call(self._redis, [self._named.events, self._named.offsets], arguments)
-        )
+        keys = [self._named.events, self._named.offsets]
+        after = self._index(changed)
+        done = await self._guard(self._advance.call(self._redis, keys, arguments, after=after))
         if done != 1:
             raise RedisLostDataError("Redis lost its newest data")
 
@@ -159,7 +164,7 @@ class RunStore:
             pipeline.zremrangebyscore(key, "-inf", before_ms)
         await self._guard(pipeline.execute())
 
-    async def _index(self, changed: Iterable[tuple[Change, Applied]]) -> None:
+    def _index(self, changed: Iterable[tuple[Change, Applied]]) -> Queue | None:
         latest: dict[str, Applied] = {}
         requested: dict[tuple[str, str], int] = {}
         touched: set[tuple[str, str]] = set()
@@ -174,17 +179,19 @@ class RunStore:
             if change.ends:
                 touched.update((change.run_id, approval_id) for approval_id in applied.open_approvals)
         if not latest:
-            return
-        pipeline = cast("Any", self._redis).pipeline(transaction=False)
-        _queue_index(pipeline, self._named, latest)
-        for run_id, approval_id in touched | set(requested):
-            member = f"{run_id} {approval_id}"
-            if approval_id in latest[run_id].open_approvals:
-                if (time_ms := requested.get((run_id, approval_id))) is not None:
-                    pipeline.zadd(self._named.open_approvals, {member: time_ms})
-            else:
-                pipeline.zrem(self._named.open_approvals, member)
-        await self._guard(pipeline.execute())
+            return None
+
+        def queue(pipeline: Any) -> None:
+            _queue_index(pipeline, self._named, latest)
+            for run_id, approval_id in touched | set(requested):
+                member = f"{run_id} {approval_id}"
+                if approval_id in latest[run_id].open_approvals:
+                    if (time_ms := requested.get((run_id, approval_id))) is not None:
+                        pipeline.zadd(self._named.open_approvals, {member: time_ms})
+                else:
+                    pipeline.zrem(self._named.open_approvals, member)
+
+        return queue
 
     def _keys(self, run_id: str) -> list[str]:
         keys = self._named
