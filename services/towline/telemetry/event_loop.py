@@ -9,10 +9,11 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-_GC_THRESHOLDS: Final = (50_000, 20, 20)
+_GC_THRESHOLDS: Final = (250_000, 20, 20)
 """Python's own, 700, 10 and 10, are for small programs: a thousand runs in hand are a hundred thousand living
 objects, all of which are looked through again and again. The turns that a worker has in hand are up to
-45,000, so that their coming and going alone begins no search. Measured in docs/performance.md."""
+45,000, a thousand runs kept between their turns 170,000: their coming and going alone should begin no search.
+Measured in docs/decisions/0012-freed-at-once.md."""
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
