@@ -85,7 +85,7 @@ def towline(replay: Any) -> Turn:
 
     def turn(request: pb.OrchestratorRequest) -> pb.OrchestratorResponse:
         carried = keeper.carry_out(worker.begin_turn(request), request, "token")
-        keeper.keep(request.instanceId, carried, time.monotonic())
+        keeper.keep(request, carried, time.monotonic())
         return carried.answer.message
 
     return turn

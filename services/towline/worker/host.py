@@ -157,7 +157,10 @@ class Host:
             threads=settings.threads,
             direct=settings.reports == "direct",
             keeper=KeeperOptions(
-                replay=settings.replay, max_count=settings.kept_runs, max_age_s=settings.kept_s
+                replay=settings.replay,
+                max_count=settings.kept_runs,
+                max_bytes=settings.kept_mb * 1024 * 1024,
+                max_age_s=settings.kept_s,
             ),
         )
         payloads = ItemPayloads(self._payloads, inline_bytes=self._inline_bytes)

@@ -64,7 +64,10 @@ class WorkerSettings(BaseSettings):
         " one in 64, which finds code that is not deterministic.",
     )
     kept_runs: int = Field(
-        default=1_000, ge=1, description="Orchestrations whose code is kept between turns, at most."
+        default=4_000, ge=1, description="Orchestrations whose code is kept between turns, at most."
+    )
+    kept_mb: int = Field(
+        default=64, ge=1, description="MB of history of the orchestrations kept, all together, at most."
     )
     kept_s: float = Field(
         default=60.0,

@@ -166,7 +166,7 @@ class Simulator:
         before = self.keeper.turns[expected]
         carried = self.keeper.carry_out(turn, request, "token")
         assert self.keeper.turns[expected] == before + 1, f"a turn was not {expected}: {self.keeper.turns}"
-        self.keeper.keep(self.instance_id, carried, now=0.0)
+        self.keeper.keep(request, carried, now=0.0)
         answer = carried.answer.message
         assert turn.outbox == said, "a turn that goes on says something else"
         assert _acts(answer) == _acts(response), "a turn that goes on does something else"

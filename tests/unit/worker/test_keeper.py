@@ -65,13 +65,15 @@ def make_keeper(*code: Any, **options: Any) -> Keeper:
     return Keeper(worker, KeeperOptions(**{"replay": "never", **options}))
 
 
-def take_turn(keeper: Keeper, scheduler: Scheduler, *, now: float = NOW) -> pb.OrchestratorResponse:
+def take_turn(
+    keeper: Keeper, scheduler: Scheduler, *, now: float = NOW, result: str = "done"
+) -> pb.OrchestratorResponse:
     request = scheduler.request()
     turn = keeper._worker.begin_turn(request)
     carried = keeper.carry_out(turn, request, "token")
-    keeper.keep(scheduler.instance_id, carried, now)
+    keeper.keep(request, carried, now)
     response = carried.answer.message
-    scheduler.accept(response)
+    scheduler.accept(response, result)
     return response
 
 
@@ -94,7 +96,7 @@ def test_a_turn_that_was_not_accepted_is_not_gone_on_with() -> None:
     keeper, scheduler = make_keeper(steps), Scheduler("steps")
     request = scheduler.request()
     carried = keeper.carry_out(keeper._worker.begin_turn(request), request, "token")
-    keeper.keep(scheduler.instance_id, carried, NOW)
+    keeper.keep(request, carried, NOW)
     # Handed out again, to another worker, with an event more.
     scheduler.new.insert(1, ph.new_event_raised_event("other", "1"))
     take_turn(make_keeper(steps), scheduler)
@@ -106,7 +108,7 @@ def test_what_a_refused_report_left_is_dropped() -> None:
     keeper, scheduler = make_keeper(steps), Scheduler("steps")
     request = scheduler.request()
     carried = keeper.carry_out(keeper._worker.begin_turn(request), request, "token")
-    keeper.keep(scheduler.instance_id, carried, NOW)
+    keeper.keep(request, carried, NOW)
     keeper.drop(scheduler.instance_id, carried)
     assert len(keeper) == 0
 
@@ -115,13 +117,13 @@ def test_a_late_answer_to_a_report_does_not_take_the_code_from_the_turn_that_wen
     keeper, scheduler = make_keeper(steps), Scheduler("steps")
     request = scheduler.request()
     first = keeper.carry_out(keeper._worker.begin_turn(request), request, "token")
-    keeper.keep(scheduler.instance_id, first, NOW)
+    keeper.keep(request, first, NOW)
     scheduler.accept(first.answer.message)
     request = scheduler.request()
     second = keeper.carry_out(keeper._worker.begin_turn(request), request, "token")
     # The report was accepted, but its answer was lost, and it is given up now.
     keeper.drop(scheduler.instance_id, first)
-    keeper.keep(scheduler.instance_id, second, NOW)
+    keeper.keep(request, second, NOW)
     scheduler.accept(second.answer.message)
     take_turn(keeper, scheduler)
     assert keeper.turns == {"replayed": 1, "kept": 2}
@@ -136,7 +138,7 @@ def test_an_answer_that_can_not_be_reported_fails_the_run_and_leaves_nothing() -
     request = scheduler.request()
     turn = keeper._worker.begin_turn(request)
     carried = keeper.carry_out(turn, request, "token", check=too_large)
-    keeper.keep(scheduler.instance_id, carried, NOW)
+    keeper.keep(request, carried, NOW)
     (action,) = carried.answer.message.actions
     assert action.completeOrchestration.failureDetails.errorType == "PayloadTooLargeError"
     assert [said.event.id for said in turn.outbox] == ["run-1/outcome"]  # type: ignore[union-attr]
@@ -165,6 +167,27 @@ def test_the_least_recently_used_is_let_go_when_there_are_too_many() -> None:
     assert keeper.turns == {"replayed": 4, "kept": 2}
 
 
+def test_the_least_recently_used_is_let_go_when_their_histories_are_too_large() -> None:
+    keeper = make_keeper(steps, max_bytes=50_000)
+    first, second = (Scheduler("steps", instance_id=name) for name in ("a", "b"))
+    small = Scheduler("steps", instance_id="c")
+    take_turn(keeper, small)
+    take_turn(keeper, first, result="x" * 30_000)
+    take_turn(keeper, first)
+    assert len(keeper) == 2
+    take_turn(keeper, second, result="x" * 60_000)
+    # However large, the latest is kept: else each of its turns would be a replay.
+    take_turn(keeper, second)
+    take_turn(keeper, second)
+    assert len(keeper) == 1
+    assert keeper.turns == {"replayed": 3, "kept": 3}
+    # What is let go counts no more.
+    keeper.close()
+    take_turn(keeper, first)
+    take_turn(keeper, small)
+    assert len(keeper) == 2
+
+
 def test_what_had_no_turn_for_long_is_let_go() -> None:
     keeper = make_keeper(steps, max_age_s=60.0)
     old, recent = Scheduler("steps", instance_id="old"), Scheduler("steps", instance_id="recent")
@@ -190,7 +213,7 @@ def test_code_that_is_let_go_cleans_up_and_says_nothing(replay: str) -> None:
     keeper, scheduler = make_keeper(tidy, replay=replay), Scheduler("tidy")
     request = scheduler.request()
     turn = keeper._worker.begin_turn(request)
-    keeper.keep(scheduler.instance_id, keeper.carry_out(turn, request, "token"), NOW)
+    keeper.keep(request, keeper.carry_out(turn, request, "token"), NOW)
     keeper.close()
     assert ended == ["cleaned up"]
     assert [said.event.id for said in turn.outbox] == ["run-1/started"]  # type: ignore[union-attr]

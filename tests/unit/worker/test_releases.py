@@ -85,7 +85,7 @@ def take_turns(keeper: Keeper, requests: list[pb.OrchestratorRequest], *, goes_o
     for request in requests:
         turn = keeper._worker.begin_turn(request)
         carried = keeper.carry_out(turn, request, "token")
-        keeper.keep("run-1", carried, 0.0)
+        keeper.keep(request, carried, 0.0)
     assert carried.goes_on == goes_on
     return weakref.ref(carried.orchestration.context)
 

@@ -279,7 +279,7 @@ class Dispatcher:
             await self._outlet.deliver(turn, lambda said: self._raise_event(connection, said))
             instruments.record(turn, now=worker.now())
             # Before the report: the next turn may be here before its answer is.
-            keeper.keep(request.instanceId, carried, loop.time())
+            keeper.keep(request, carried, loop.time())
             accepted = await connection.report(answer.method, answer.message)
         except TurnAbandonedError as abandoned:
             self._abandoned(request, abandoned)

@@ -33,8 +33,10 @@ class KeeperOptions:
 
     replay: Replay = "sampled"
     """always: nothing is kept. never: only where it has to be."""
-    max_count: int = 1_000
+    max_count: int = 4_000
     """Orchestrations kept at once; the one that was used least recently goes first."""
+    max_bytes: int = 64 * 1024 * 1024
+    """Of the histories of those kept, all together; the newest is kept however large."""
     max_age_s: float = 60.0
     """After so long without a turn an orchestration is let go."""
     replay_every: int = 64
@@ -45,6 +47,7 @@ class KeeperOptions:
 class _Kept:
     orchestration: sdk.Orchestration
     since: float
+    history_bytes: int
 
 
 class Keeper:
@@ -59,6 +62,7 @@ class Keeper:
         self._worker = worker
         self._options = options
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._bytes = 0
         self._resumable: Counter[str] = Counter()
         self.turns: Counter[str] = Counter()
         """Turns by how they were carried out: replayed, kept, and stale (kept, but not fitting: replayed)."""
@@ -115,17 +119,19 @@ class Keeper:
             with active(turn):
                 self._worker.end_turn(turn, request, answer)
 
-    def keep(self, instance_id: str, carried: sdk.Carried, now: float) -> None:
-        """Keep what a turn left, if it goes on; else close it. `now` is the loop's time."""
+    def keep(self, request: Any, carried: sdk.Carried, now: float) -> None:
+        """Keep what the turn of `request` left, if it goes on; else close it. `now` is the loop's time."""
         orchestration = carried.orchestration
         if orchestration is None:
             return
         if not carried.goes_on or self._options.replay == "always":
             _close(orchestration)
             return
-        self._let_go(instance_id)
-        self._kept[instance_id] = _Kept(orchestration, now)
-        if len(self._kept) > self._options.max_count:
+        self._let_go(request.instanceId)
+        # What is kept holds what the history does: inputs, results, what was waited for.
+        kept = self._kept[request.instanceId] = _Kept(orchestration, now, request.ByteSize())
+        self._bytes += kept.history_bytes
+        while len(self._kept) > 1 and self._is_too_much():
             self._let_go(next(iter(self._kept)))
 
     def drop(self, instance_id: str, carried: sdk.Carried) -> None:
@@ -153,8 +159,17 @@ class Keeper:
         while self._kept:
             self._let_go(next(iter(self._kept)))
 
+    def _is_too_much(self) -> bool:
+        return len(self._kept) > self._options.max_count or self._bytes > self._options.max_bytes
+
+    def _pop(self, instance_id: str) -> _Kept | None:
+        kept = self._kept.pop(instance_id, None)
+        if kept is not None:
+            self._bytes -= kept.history_bytes
+        return kept
+
     def _take(self, request: Any) -> sdk.Orchestration | None:
-        kept = self._kept.pop(request.instanceId, None)
+        kept = self._pop(request.instanceId)
         if kept is None:
             return None
         orchestration = kept.orchestration
@@ -173,7 +188,7 @@ class Keeper:
         return number <= _FIRST_REPLAYED or number % self._options.replay_every == 0
 
     def _let_go(self, instance_id: str) -> None:
-        kept = self._kept.pop(instance_id, None)
+        kept = self._pop(instance_id)
         if kept is not None:
             _close(kept.orchestration)
 
