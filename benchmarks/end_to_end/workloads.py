@@ -99,9 +99,10 @@ async def waiting_approvals(generator: Load, messages: Mapping[str, str]) -> Wor
         await asyncio.sleep(_SETTLE_S)
         waiting = await cores(system, _WAITING_S)
         stored = await asyncio.to_thread(system.stored_kb)
-        began = time.perf_counter()
-        await generator.publish([system.decide(*pair) for pair in asked.items()])
-        await generator.answered(messages)
+    # From here on outcomes are all that is waited for.
+    began = time.perf_counter()
+    await generator.publish([system.decide(*pair) for pair in asked.items()])
+    await generator.answered(messages)
     facts = {f"waiting_{place}_kb": (kb - before[place]) / len(messages) for place, kb in stored.items()}
     facts["waiting_cores"] = waiting
     return Work(_until_last(generator, messages, began), facts=facts)
