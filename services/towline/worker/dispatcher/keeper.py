@@ -47,7 +47,6 @@ class KeeperOptions:
 class _Kept:
     orchestration: sdk.Orchestration
     since: float
-    history_bytes: int
 
 
 class Keeper:
@@ -128,9 +127,9 @@ class Keeper:
             _close(orchestration)
             return
         self._let_go(request.instanceId)
-        # What is kept holds what the history does: inputs, results, what was waited for.
-        kept = self._kept[request.instanceId] = _Kept(orchestration, now, request.ByteSize())
-        self._bytes += kept.history_bytes
+        orchestration.history_bytes += _new_bytes(orchestration, request, carried)
+        self._bytes += orchestration.history_bytes
+        self._kept[request.instanceId] = _Kept(orchestration, now)
         while len(self._kept) > 1 and self._is_too_much():
             self._let_go(next(iter(self._kept)))
 
@@ -165,7 +164,7 @@ class Keeper:
     def _pop(self, instance_id: str) -> _Kept | None:
         kept = self._kept.pop(instance_id, None)
         if kept is not None:
-            self._bytes -= kept.history_bytes
+            self._bytes -= kept.orchestration.history_bytes
         return kept
 
     def _take(self, request: Any) -> sdk.Orchestration | None:
@@ -191,6 +190,13 @@ class Keeper:
         kept = self._pop(instance_id)
         if kept is not None:
             _close(kept.orchestration)
+
+
+def _new_bytes(orchestration: sdk.Orchestration, request: Any, carried: sdk.Carried) -> int:
+    """What a turn adds to the history that is kept: to measure all of it takes as long as to read it."""
+    known = orchestration.history_bytes > 0
+    news = sum(event.ByteSize() for event in request.newEvents) if known else request.ByteSize()
+    return news + carried.answer.message.ByteSize()
 
 
 def _close(orchestration: sdk.Orchestration) -> None:

@@ -86,6 +86,8 @@ class Orchestration:
         """Context variables of the code, that all of its turns have to be run with."""
         self.turn_count = 0
         """Turns that have been carried out with it."""
+        self.history_bytes = 0
+        """What its history takes, about; counted by who keeps it."""
         self._mark: _Mark | None = None
         self._closed = False
 
