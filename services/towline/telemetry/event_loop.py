@@ -12,7 +12,7 @@ T = TypeVar("T")
 _GC_THRESHOLDS: Final = (250_000, 20, 20)
 """Python's own, 700, 10 and 10, are for small programs: a thousand runs in hand are a hundred thousand living
 objects, all of which are looked through again and again. The turns that a worker has in hand are up to
-45,000, a thousand runs kept between their turns 170,000: their coming and going alone should begin no search.
+45,000, a thousand runs kept between theirs 170,000 more: the coming and going of so many begins no search.
 Measured in docs/decisions/0012-freed-at-once.md."""
 
 
