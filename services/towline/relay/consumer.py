@@ -220,7 +220,7 @@ class LifecycleConsumer:
 
     async def _apply_events(
         self, assignment: _Assignment, batches: Mapping[TopicPartition, Sequence[Any]]
-    ) -> list[tuple[Change, Applied]]:
+    ) -> list[Step]:
         read: list[tuple[str, int, Change]] = []
         began_ns = time.time_ns()
         for tp, records in batches.items():
@@ -236,12 +236,10 @@ class LifecycleConsumer:
                     read.append((_name(tp), record.offset, change))
         more: Mode = "more"
         applied = await self._store.apply([(change, more) for _, _, change in read])
-        for (partition, offset, change), result in zip(read, applied, strict=True):
-            if result.status == "refused":
-                _log.error("event_refused", extra={"event_id": change.event_id, "error": result.problem})
-            assignment.progress[partition].finish(Step(partition, offset, change, result))
-            note_applied(change, partition, offset, began_ns, group=self._group)
-        return [(change, result) for (_, _, change), result in zip(read, applied, strict=True)]
+        return [
+            self._finish(assignment, partition, offset, change, result, began_ns)
+            for (partition, offset, change), result in zip(read, applied, strict=True)
+        ]
 
     async def _hold_outcomes(
         self, client: Any, assignment: _Assignment, batches: Mapping[TopicPartition, Sequence[Any]]
@@ -272,21 +270,37 @@ class LifecycleConsumer:
             held = Held(partition, record.offset, change, barrier, due_at, taken_ns=int(wall_ms * 1_000_000))
             assignment.held.add(held, now=now)
 
-    async def _apply_outcomes(self, client: Any, assignment: _Assignment) -> list[tuple[Change, Applied]]:
+    async def _apply_outcomes(self, client: Any, assignment: _Assignment) -> list[Step]:
         if not len(assignment.held):
             return []
         positions = await self._positions(client, assignment.held.barriers())
         ready = assignment.held.ready(positions, now=time.monotonic())
         applied = await self._store.apply([(held.change, mode) for held, mode in ready])
+        steps: list[Step] = []
         for (held, _), result in zip(ready, applied, strict=True):
             if result.status == "open":
                 continue
-            if result.status == "refused":
-                _log.error("event_refused", extra={"event_id": held.change.event_id, "error": result.problem})
-            assignment.progress[held.partition].finish(Step(held.partition, held.offset, held.change, result))
-            note_applied(held.change, held.partition, held.offset, held.taken_ns, group=self._group)
+            steps.append(
+                self._finish(assignment, held.partition, held.offset, held.change, result, held.taken_ns)
+            )
             assignment.held.release(held)
-        return [(held.change, result) for (held, _), result in zip(ready, applied, strict=True)]
+        return steps
+
+    def _finish(
+        self,
+        assignment: _Assignment,
+        partition: str,
+        offset: int,
+        change: Change,
+        result: Applied,
+        began_ns: int,
+    ) -> Step:
+        if result.status == "refused":
+            _log.error("event_refused", extra={"event_id": change.event_id, "error": result.problem})
+        step = Step(partition, offset, change, result)
+        assignment.progress[partition].finish(step)
+        note_applied(change, partition, offset, began_ns, group=self._group)
+        return step
 
     async def _positions(self, client: Any, partitions: set[str]) -> Mapping[str, int]:
         assigned = {_name(tp): tp for tp in client.assignment()}
@@ -297,7 +311,7 @@ class LifecycleConsumer:
             positions[name] = await client.position(assigned[name])
         return positions
 
-    async def _advance(self, assignment: _Assignment, changed: Sequence[tuple[Change, Applied]]) -> None:
+    async def _advance(self, assignment: _Assignment, changed: Sequence[Step]) -> None:
         # What an outcome waited for comes before it in the stream of all runs too.
         outcomes = f"{self._kafka.topics.results}:"
         partitions = sorted(assignment.progress, key=lambda partition: partition.startswith(outcomes))

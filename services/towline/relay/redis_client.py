@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.resources import files
-from typing import Any, Final, Protocol, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -15,18 +15,6 @@ from towline.contracts.settings import RedisSettings
 
 _TIMEOUT_S: Final = 5.0
 _CONNECTIONS_MAX: Final = 32
-
-
-class Pipeline(Protocol):
-    """What the relay uses of a redis-py pipeline."""
-
-    def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
-        """Queue a script call."""
-        ...
-
-    async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Send all, answers in order."""
-        ...
 
 
 Queue: TypeAlias = Callable[[Any], None]

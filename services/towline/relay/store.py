@@ -78,14 +78,15 @@ class RunStore:
         steps: Sequence[Step],
         *,
         known: Mapping[str, int],
-        changed: Iterable[tuple[Change, Applied]] = (),
+        changed: Iterable[Step] = (),
     ) -> None:
         """Move offsets past `steps`, adding each to the stream of all runs, and bring the index up to date.
 
         Args:
             steps: In order, by partition.
             known: Offsets that Redis has had, by partition.
-            changed: What was applied, in order, whether it is among the steps already or not.
+            changed: What was applied, in order; an outcome may be done before one that comes before it, and
+                is among `steps` only after that.
 
         Raises:
             RedisAwayError: Nothing or all of it was done.
@@ -164,12 +165,13 @@ class RunStore:
             pipeline.zremrangebyscore(key, "-inf", before_ms)
         await self._guard(pipeline.execute())
 
-    def _index(self, changed: Iterable[tuple[Change, Applied]]) -> Queue | None:
+    def _index(self, changed: Iterable[Step]) -> Queue | None:
         latest: dict[str, Applied] = {}
         requested: dict[tuple[str, str], int] = {}
         touched: set[tuple[str, str]] = set()
-        for change, applied in changed:
-            if applied.status in ("open", "refused"):
+        for step in changed:
+            change, applied = step.change, step.applied
+            if change is None or applied is None or applied.status in ("open", "refused"):
                 continue
             latest[change.run_id] = applied
             if change.approval_id is not None:

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import socket
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -145,15 +144,15 @@ async def test_a_redis_that_is_full_for_a_while_misses_nothing(
     await publisher.started("before")
     await publisher.completed("before")
 
-    async def completed() -> list[str]:
+    async def completed(*expected: str) -> bool:
         runs = (await http.get(f"{relay.url}/runs?status=completed&limit=100")).json()["runs"]
-        return sorted(run["run_id"] for run in runs)
+        return sorted(run["run_id"] for run in runs) == list(expected)
 
     async def says_why() -> bool:
         answer = await http.get(f"{relay.url}/readyz")
         return answer.status_code == 503 and "memory" in answer.text
 
-    await eventually_async(lambda: _is(completed, ["before"]))
+    await eventually_async(lambda: completed("before"))
     async with redis.asyncio.Redis(port=own_valkey.port) as client:
         await client.config_set("maxmemory", 1)
         for number in range(5):
@@ -161,17 +160,13 @@ async def test_a_redis_that_is_full_for_a_while_misses_nothing(
             await publisher.asked(f"r{number}", "ok")
             await publisher.completed(f"r{number}", number)
         await eventually_async(says_why)
-        assert await completed() == ["before"]
+        assert await completed("before")
         await client.config_set("maxmemory", 0)
-    await eventually_async(lambda: _is(completed, ["before", *(f"r{number}" for number in range(5))]))
+    await eventually_async(lambda: completed("before", *(f"r{number}" for number in range(5))))
     events = await read_sse(http, f"{relay.url}/runs/r0/stream")
     assert [event.event for event in events] == ["status", "approval", "end"]
     assert (await http.get(f"{relay.url}/approvals")).json()["approvals"] == []
     assert "redis_lost_data" not in (relay.data / "log").read_text()
-
-
-async def _is(ask: Callable[[], Awaitable[list[str]]], expected: list[str]) -> bool:
-    return await ask() == expected
 
 
 async def test_a_new_relay_with_an_empty_redis_knows_the_past(
