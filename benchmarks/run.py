@@ -87,7 +87,8 @@ def main() -> int:
         new = asyncio.run(campaigns.sweep(names))
     else:
         chosen = {name: known[name] for name in wanted}
-        new = asyncio.run(campaigns.side_by_side(names, chosen, arguments.rounds, arguments.minutes))
+        campaign = campaigns.alone if arguments.alone else campaigns.side_by_side
+        new = asyncio.run(campaign(names, chosen, arguments.rounds, arguments.minutes))
     return finish(arguments, new)
 
 
@@ -117,6 +118,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--workloads", help=f"which, by comma; default all: {','.join(FULL)}")
     parser.add_argument("--rounds", type=int, default=1, help="how often each; the table shows medians")
+    parser.add_argument(
+        "--alone", action="store_true", help="one system up at a time, by turns, each on a Kafka of its own"
+    )
     parser.add_argument("--minutes", type=float, default=600.0, help="begin no workload after so long")
     parser.add_argument("--merge", action="store_true", help="add to the results that are in the folder")
     parser.add_argument("--sweep", action="store_true", help="latency at growing offered rates instead")

@@ -32,6 +32,11 @@ from benchmarks.end_to_end.workloads import (
 from towline.dev.kafka import KafkaPart
 
 _AT_REST_S: Final = 5.0
+_WARM_UP: Final = 50
+_NEW_SYSTEM: Final = 500
+"""Runs of a system that was started just before it is measured."""
+_NEW_KAFKA: Final = 3_000
+"""Runs after which Kafka's compiler has seen what is going to be measured."""
 SWEEP_RATES: Final = (5, 10, 25, 50, 100, 200, 400, 800)
 _SWEEP_S: Final = 5.0
 _SATURATED_MS: Final = 1_000.0
@@ -46,19 +51,10 @@ _SOAK_PIECE_S: Final = 60.0
 async def running(names: Sequence[str], results: Results) -> AsyncGenerator[list[Load]]:
     """Kafka and all systems that can run here, warmed up; those that cannot are noted in `results`."""
     async with AsyncExitStack() as stack:
-        bootstrap, kafka_pid = await stack.enter_async_context(kafka())
+        at = await stack.enter_async_context(kafka())
         generators: list[Load] = []
-        for name in names:
-            if reason := SYSTEMS[name].missing():
-                results.not_run[name] = reason
-                print(f"{name}: not run: {reason}", flush=True)
-                continue
-            system = SYSTEMS[name](bootstrap)
-            await asyncio.to_thread(system.start)
-            stack.push_async_callback(asyncio.to_thread, system.stop)
-            generator = await stack.enter_async_context(load(system, kafka_pid))
-            await warm_up(generator)
-            generators.append(generator)
+        for name in able(names, results):
+            generators.append(await stack.enter_async_context(started(name, at)))
             print(f"{name}: started", flush=True)
         results.about = about(names)
         await asyncio.sleep(_AT_REST_S)
@@ -66,6 +62,38 @@ async def running(names: Sequence[str], results: Results) -> AsyncGenerator[list
         for generator, used in zip(generators, at_rest, strict=True):
             results.at_rest[generator.system.name] = {"cores": used, **memory_at_rest(generator.system)}
         yield generators
+
+
+def able(names: Sequence[str], results: Results) -> list[str]:
+    """Those that can run here; the others are noted in `results`."""
+    for name in names:
+        if reason := SYSTEMS[name].missing():
+            results.not_run[name] = reason
+            print(f"{name}: not run: {reason}", flush=True)
+    return [name for name in names if name not in results.not_run]
+
+
+@asynccontextmanager
+async def started(
+    name: str, at: tuple[str, int], *, tag: str = "", warm_up_runs: int = _WARM_UP
+) -> AsyncGenerator[Load]:
+    """One system, warmed up.
+
+    Args:
+        name: Which.
+        at: Kafka's address and process id.
+        tag: See `System`.
+        warm_up_runs: Runs that it does first.
+    """
+    bootstrap, kafka_pid = at
+    system = SYSTEMS[name](bootstrap, tag=tag)
+    await asyncio.to_thread(system.start)
+    try:
+        async with load(system, kafka_pid) as generator:
+            await warm_up(generator, warm_up_runs)
+            yield generator
+    finally:
+        await asyncio.to_thread(system.stop)
 
 
 @asynccontextmanager
@@ -93,12 +121,44 @@ async def side_by_side(
                     print(f"{key}: not begun: the time is over", flush=True)
                     continue
                 for generator in generators:
-                    refuses = generator.system.refuses
-                    if key in refuses:
-                        results.not_run[f"{generator.system.name}: {key}"] = refuses[key]
-                        continue
-                    _tell(results, await measure(generator, workload, _round(results, number)))
+                    await _measure_if_able(generator, key, workload, _round(results, number), results)
     return results
+
+
+async def alone(
+    names: Sequence[str], workloads: Mapping[str, Workload], rounds: int, minutes: float
+) -> Results:
+    """As `side_by_side`, but one system is up at a time: what the others do at rest hurts none.
+
+    They take turns round by round on one Kafka; each is started anew for every round, and does all
+    workloads then.
+    """
+    ends_at = time.monotonic() + minutes * 60
+    results = Results(about=about(names))
+    chosen = able(names, results)
+    async with kafka() as at:
+        async with started(chosen[0], at, tag="warm-up.", warm_up_runs=_NEW_KAFKA):
+            pass
+        for number in range(rounds):
+            for name in chosen:
+                if time.monotonic() > ends_at:
+                    print(f"{name}: not begun: the time is over", flush=True)
+                    continue
+                tag = f"{number + 1}."
+                async with started(name, at, tag=tag, warm_up_runs=_NEW_SYSTEM) as generator:
+                    for key, workload in workloads.items():
+                        await _measure_if_able(generator, key, workload, _round(results, number), results)
+    return results
+
+
+async def _measure_if_able(
+    generator: Load, key: str, workload: Workload, round_name: str, results: Results
+) -> None:
+    refuses = generator.system.refuses
+    if key in refuses:
+        results.not_run[f"{generator.system.name}: {key}"] = refuses[key]
+    else:
+        _tell(results, await measure(generator, workload, round_name))
 
 
 async def sweep(names: Sequence[str]) -> Results:

@@ -49,13 +49,15 @@ class System(ABC):
     refuses: ClassVar[Mapping[str, str]] = {}
     """Workloads that it cannot do, with the reason."""
 
-    def __init__(self, bootstrap: str) -> None:
+    def __init__(self, bootstrap: str, *, tag: str = "") -> None:
         """Make it, without starting it.
 
         Args:
             bootstrap: Kafka's address.
+            tag: The names of its topics begin with it: tells it from one that was there before.
         """
         self.bootstrap = bootstrap
+        self.tag = tag
 
     @classmethod
     def missing(cls) -> str | None:

@@ -31,8 +31,8 @@ class Peer(System):
     apps: ClassVar[int] = 1
     """Processes of the app, which runs the user's Python."""
 
-    def __init__(self, bootstrap: str) -> None:
-        super().__init__(bootstrap)
+    def __init__(self, bootstrap: str, *, tag: str = "") -> None:
+        super().__init__(bootstrap, tag=tag)
         self._folder = tempfile.TemporaryDirectory(prefix=f"towline-bench-{self.name}-")
         self.data = Path(self._folder.name)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
@@ -40,7 +40,7 @@ class Peer(System):
     @property
     def topics(self) -> str:
         """What the names of its topics begin with."""
-        return f"bench.{self.name}"
+        return f"{self.tag}bench.{self.name}"
 
     @property
     def listens(self) -> Sequence[str]:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from benchmarks.end_to_end.systems.base import PARTITIONS, Kind, Message, Said, System
 from redis import Redis
@@ -17,6 +17,8 @@ from towline.contracts.events import ApprovalDecided, Event, EventData, RunReque
 from towline.contracts.topics import Topics
 from towline.dev import ports
 from towline.dev.stack import ROLES, Stack, StackPlan
+
+_PREFIX: Final = "TOWLINE_KAFKA_TOPIC_PREFIX"
 
 
 class Towline(System):
@@ -35,10 +37,12 @@ class Towline(System):
     roles: ClassVar[Sequence[str]] = ROLES
     workers: ClassVar[int] = 1
 
-    def __init__(self, bootstrap: str) -> None:
-        super().__init__(bootstrap)
+    def __init__(self, bootstrap: str, *, tag: str = "") -> None:
+        super().__init__(bootstrap, tag=tag)
         self._folder = tempfile.TemporaryDirectory(prefix="towline-bench-")
         settings = {"TOWLINE_LOG_LEVEL": "WARNING", **self.settings}
+        if tag:
+            settings[_PREFIX] = tag + settings.get(_PREFIX, "")
         wanted: dict[str, int] = {}
         if self.workers > 1:
             settings["TOWLINE_WORKER_PROCESSES"] = str(self.workers)
@@ -132,7 +136,7 @@ class TowlineCore(Towline):
     settings: ClassVar[Mapping[str, str]] = {
         "TOWLINE_STREAM_ENABLED": "false",
         # With the topics of `Towline`, each would do a part of the other's runs.
-        "TOWLINE_KAFKA_TOPIC_PREFIX": "towline-core.",
+        _PREFIX: "towline-core.",
     }
     given: ClassVar[Mapping[str, str]] = {"TOWLINE_REDIS_URL": "redis://127.0.0.1:1"}
     roles: ClassVar[Sequence[str]] = ("bridge", "worker")
@@ -143,7 +147,7 @@ class TowlineX2(Towline):
 
     name = "towline-x2"
     about = "As towline, with two worker processes under one (`TOWLINE_WORKER_PROCESSES=2`)."
-    settings: ClassVar[Mapping[str, str]] = {"TOWLINE_KAFKA_TOPIC_PREFIX": "towline-x2."}
+    settings: ClassVar[Mapping[str, str]] = {_PREFIX: "towline-x2."}
     workers = 2
 
 
@@ -154,7 +158,7 @@ class TowlineCoreX2(TowlineCore):
     about = "As towline-core, with two worker processes under one (`TOWLINE_WORKER_PROCESSES=2`)."
     settings: ClassVar[Mapping[str, str]] = {
         **TowlineCore.settings,
-        "TOWLINE_KAFKA_TOPIC_PREFIX": "towline-core-x2.",
+        _PREFIX: "towline-core-x2.",
     }
     workers = 2
 

@@ -105,6 +105,10 @@ class ServedCall(Stream):
         self._sent = sent
         self._connection.send(self, b"".join(map(prefixed, messages)))
 
+    def flush(self) -> None:
+        """Write what was sent at once, not when the loop next comes to it."""
+        self._connection.flush()
+
     async def write(self, message: bytes) -> None:
         """Send one message of a stream.
 

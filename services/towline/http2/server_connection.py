@@ -182,6 +182,11 @@ class ServerConnection(Connection[ServedCall]):
         # the work that it made. Written together they wake the other side once (decision 0014).
         self._loop.call_soon(self._loop.call_soon, self._flush)
 
+    def flush(self) -> None:
+        """Write what there is to write at once."""
+        if self._out:
+            self._flush()
+
     def _flush(self) -> None:
         super()._flush()
         if not self._full:

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
 from towline.scheduler.engine.changes import Changes
 from towline.scheduler.engine.errors import NotDurableError
 from towline.scheduler.store.database import FILE_NAME, connect, migrate
@@ -27,11 +29,13 @@ class Recorder:
         migrate(connection, self.path)
         self.seen: Seen = []
         self.effects: Callable[[str], None] = lambda _: None
+        self.ahead: Callable[[Changes], None] = lambda _: None
         self.journal = Journal(
             connection,
             on_commit=lambda changes: self.seen.append(f"committed {_key(changes)}"),
             effects=self._effects,
             on_failure=lambda _: self.seen.append("undone"),
+            ahead=lambda changes: self.ahead(changes),
             quick_s=quick_s,
         )
 
@@ -195,3 +199,28 @@ def test_commits_go_to_the_thread_once_the_disk_is_slow(tmp_path: Path) -> None:
     record(tmp_path, act, quick_s=1e-9)
 
     assert on_the_spot == [True, False, False]
+
+
+@pytest.mark.parametrize("quick_s", [SLOW_DISK, QUICK_DISK])
+def test_a_batch_is_shown_before_it_is_written_and_takes_what_is_changed_then(
+    tmp_path: Path, quick_s: float
+) -> None:
+    shown: dict[str, set[str]] = {}
+
+    async def act(recorder: Recorder) -> None:
+        def look(changes: Changes) -> None:
+            key = _key(changes)
+            shown[key] = recorder.stored()
+            changes.rows.append(("set_meta", (f"{key}, seen", "1")))
+
+        recorder.ahead = look
+        await after_the_first(recorder) if quick_s == SLOW_DISK else recorder.write("a")
+        await rest(recorder)
+
+    recorder = record(tmp_path, act, quick_s=quick_s)
+
+    assert "a" not in shown["a"]
+    assert {"a", "a, seen"} <= recorder.stored()
+    if quick_s == SLOW_DISK:
+        assert "b" not in shown["b"]
+        assert {"b", "b, seen"} <= recorder.stored()

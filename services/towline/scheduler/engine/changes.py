@@ -46,6 +46,11 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.rows or self.created or self.touched or self.entities)
 
+    @property
+    def is_one_turn(self) -> bool:
+        """Whether it is what one turn has done, and that was to call one entity that may run now."""
+        return len(self.touched) == 1 and len(self.ready_entities) == 1 and not self.created
+
     def pin(self, state: Instance | Entity) -> None:
         """Keep ``state`` in memory until this batch is committed: until then the file has an older one."""
         state.pins += 1

@@ -35,6 +35,7 @@ class WorkItems:
         self._scheduled = False
         self._over = False
         stream.notify = self._notify
+        stream.write = self._write_now
 
     def start(self) -> None:
         """Let the worker know that it is connected, and give it what waits."""
@@ -48,6 +49,10 @@ class WorkItems:
         if not self._scheduled and not self._writing:
             self._scheduled = True
             self._runtime.loop.call_soon(self._write_next)
+
+    def _write_now(self) -> None:
+        self._write_next()
+        self._call.flush()
 
     def _write_next(self) -> None:
         self._scheduled = False

@@ -90,6 +90,8 @@ class Stream:
     closed: bool = False
     notify: Callable[[], None] = lambda: None
     """Called when there is something to write, or it was closed."""
+    write: Callable[[], None] = lambda: None
+    """Writes what there is to write at once."""
 
     def accepts(self, kind: Kind, name: str, version: str) -> bool:
         """Whether the worker wants work of this kind."""
@@ -340,6 +342,12 @@ class Dispatcher:
             for stream in streams:
                 if not stream.pending:
                     stream.push(None)
+
+    def write_now(self, hub: int) -> None:
+        """Have what was handed out to a hub's workers on its way before this returns."""
+        for stream in self.streams.get(hub, ()):
+            if stream.pending:
+                stream.write()
 
     def drop_hub(self, hub: int) -> None:
         """Forget what is queued for a hub, and end its streams."""

@@ -2,7 +2,8 @@
 
 All of it runs on one event loop. An operation changes the state in memory and the open batch in one go,
 without awaiting; what follows from it (work handed out, waiters woken, the answer to the caller) waits for
-the commit.
+the commit. But for one thing: what one turn has called of one entity goes out while it is being committed
+(decision 0015).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 from towline.scheduler.engine import entities, tasks, wire
 from towline.scheduler.engine.changes import Changes
 from towline.scheduler.engine.errors import SchedulerError
-from towline.scheduler.engine.model import Activity, Instance, Timer
+from towline.scheduler.engine.model import Activity, Entity, Instance, OperationKind, Timer
 from towline.scheduler.engine.ports import Limits
 from towline.scheduler.server.answers import Answers
 from towline.scheduler.server.clock import Clock
@@ -85,7 +86,11 @@ class Runtime:
         self.clock = Clock(offset)
         self.world = MemoryWorld(self._loader, limits, cache)
         self.journal = Journal(
-            writer, on_commit=self._committed, effects=self._announce, on_failure=self._failed
+            writer,
+            on_commit=self._committed,
+            effects=self._announce,
+            on_failure=self._failed,
+            ahead=self._hand_out_ahead,
         )
         self.world.changes = lambda: self.journal.changes
         self.dispatcher = Dispatcher()
@@ -189,7 +194,7 @@ class Runtime:
                 offer(self._activity_work(activity))
         for entity in changes.ready_entities.values():
             if entity.runnable:
-                offer(Work(Kind.ENTITY, entity.hub, entity.name, "", (entity.hub, entity.id)))
+                offer(self._batch_work(entity))
         for timer in changes.timers:
             self.timers.add(timer)
         for instance in changes.changed.values():
@@ -199,6 +204,19 @@ class Runtime:
         for key in [key for key, batch in self._signals.items() if batch is changes]:
             del self._signals[key]
         self.timers.committed()
+
+    def _hand_out_ahead(self, changes: Changes) -> None:
+        """Have what one turn has called of one entity run while the turn is being committed."""
+        if not changes.is_one_turn or not self.world.has_rows(changes):
+            return
+        for entity in changes.ready_entities.values():
+            if entity.runnable and all(op.kind == OperationKind.CALL for op in entity.admissible()):
+                self.dispatcher.offer(self._batch_work(entity))
+                self.dispatcher.write_now(entity.hub)
+
+    @staticmethod
+    def _batch_work(entity: Entity) -> Work:
+        return Work(Kind.ENTITY, entity.hub, entity.name, "", (entity.hub, entity.id))
 
     @staticmethod
     def _activity_work(activity: Activity) -> Work:

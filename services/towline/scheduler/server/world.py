@@ -127,6 +127,14 @@ class MemoryWorld:
         self._next_row += 1
         return self._next_row
 
+    def has_rows(self, changes: Changes) -> bool:
+        """Whether all row numbers so far are reserved on disk once batches before ``changes`` are.
+
+        Those that only this batch reserves would be given out again if it never came to be. The first that
+        needs any after a start or a failed commit reserves them, so while a disk is full none has.
+        """
+        return not any(name == "set_meta" for name, _ in changes.rows)
+
     def new_id(self) -> str:
         """See ``World``."""
         return uuid.uuid4().hex

@@ -57,7 +57,8 @@ class _Batch:
 class Journal:
     """Collects changes and commits them in order. Used from one event loop only.
 
-    When a batch is on disk, ``on_commit`` is told first, then everybody who waits for it, then ``effects``.
+    A batch is shown to ``ahead`` before it is written, while it still takes changes. When it is on disk,
+    ``on_commit`` is told first, then everybody who waits for it, then ``effects``.
     ``quick_s``: see `QUICK_S`; 0 has the thread commit always.
     """
 
@@ -68,6 +69,7 @@ class Journal:
         on_commit: Callable[[Changes], None],
         effects: Callable[[Changes], None],
         on_failure: Callable[[BaseException], None],
+        ahead: Callable[[Changes], None] = lambda _: None,
         quick_s: float = QUICK_S,
     ) -> None:
         self.stats = CommitStats()
@@ -77,6 +79,7 @@ class Journal:
         self._on_commit = on_commit
         self._effects = effects
         self._on_failure = on_failure
+        self._ahead = ahead
         self._loop = asyncio.get_running_loop()
         self._open = _Batch()
         self._committing: _Batch | None = None
@@ -159,6 +162,7 @@ class Journal:
         Returns:
             When it began, and why its rows could not be written.
         """
+        self._ahead(self._open.changes)
         batch = self._committing = self._open
         self._open = _Batch()
         started = time.perf_counter()

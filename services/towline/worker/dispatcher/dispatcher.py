@@ -277,10 +277,12 @@ class Dispatcher:
         try:
             await self._payloads.keep(answer.message, patience_s=TURN_PATIENCE_S)
             await self._outlet.deliver(turn, lambda said: self._raise_event(connection, said))
-            instruments.record(turn, now=worker.now())
+            said_at = worker.now()
             # Before the report: the next turn may be here before its answer is.
             keeper.keep(request, carried, loop.time())
             accepted = await connection.report(answer.method, answer.message)
+            if accepted:  # else it goes out again and is counted then
+                instruments.record(turn, now=said_at)
         except TurnAbandonedError as abandoned:
             self._abandoned(request, abandoned)
         finally:
