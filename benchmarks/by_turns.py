@@ -1,0 +1,139 @@
+"""Checkouts of Towline beside each other, a run of each by turns: what a change does to a run alone.
+
+    python benchmarks/by_turns.py --runs 600 new=. old=../towline-old also-old=../towline-old [--core]
+
+Blocks of runs, as `run.py` measures, drift with the machine by more than most changes make. Run by run the
+same drift meets all; name the old checkout twice to see how far it differs from itself. Prints p50 and its ratio
+to the last one's, with the error of that ratio (bootstrap over the pairs), and CPU a run by process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+if __name__ == "__main__":  # `python benchmarks/by_turns.py` puts its own folder on the path, not the root
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.end_to_end.campaigns import kafka
+from benchmarks.end_to_end.job import message
+from benchmarks.end_to_end.load import Load, load
+from benchmarks.end_to_end.processes import cpu_ms
+from benchmarks.end_to_end.systems.towline import Towline, TowlineCore
+from benchmarks.end_to_end.workloads import warm_up
+
+_WARM_UP: Final = 300
+_PAUSE_S: Final = 0.004
+"""Between two runs: what the last one left to do, its reports and offsets, is not the next one's time."""
+_RESAMPLES: Final = 400
+
+
+def main() -> int:
+    """Measure and print."""
+    arguments = _arguments()
+    folders: dict[str, Path] = {}
+    for given in arguments.checkouts:
+        name, _, folder = given.partition("=")
+        folders[name] = Path(folder).resolve()
+        if not (folders[name] / "services" / "towline").is_dir():
+            print(f"{given}: expected NAME=FOLDER, the folder of a checkout of Towline", file=sys.stderr)
+            return 2
+    asyncio.run(_measure(folders, arguments.runs, TowlineCore if arguments.core else Towline))
+    return 0
+
+
+async def _measure(folders: Mapping[str, Path], runs: int, kind: type[Towline]) -> None:
+    async with AsyncExitStack() as stack:
+        bootstrap, kafka_pid = await stack.enter_async_context(kafka())
+        loads: dict[str, Load] = {}
+        for name, folder in folders.items():
+            system = kind(bootstrap, tag=f"{name}.")
+            with _code_of(folder):
+                await asyncio.to_thread(system.start)
+            stack.push_async_callback(asyncio.to_thread, system.stop)
+            loads[name] = await stack.enter_async_context(load(system, kafka_pid))
+            await warm_up(loads[name], _WARM_UP)
+        before = {name: _cpu(generator) for name, generator in loads.items()}
+        took: dict[str, list[float]] = {name: [] for name in loads}
+        for number in range(runs):
+            order = list(loads.items())
+            for name, generator in order if number % 2 else reversed(order):
+                took[name].append(await _one(generator, number))
+                await asyncio.sleep(_PAUSE_S)
+        last = list(took.values())[-1]
+        for name, generator in loads.items():
+            used = {part: (ms - before[name][part]) / runs for part, ms in _cpu(generator).items()}
+            ratio, error = ratio_of_medians(took[name], last)
+            parts = ", ".join(f"{part} {ms:.2f}" for part, ms in used.items())
+            p50_ms = statistics.median(took[name]) * 1000
+            print(f"{name}: p50 {p50_ms:.2f} ms, ratio {ratio:.3f} ± {error:.3f}; CPU ms a run: {parts}")
+
+
+async def _one(generator: Load, number: int) -> float:
+    """Seconds from handing a request over to reading its outcome."""
+    run_id, text = f"turn-{time.time_ns()}", message(0, number)
+    request = generator.system.request(run_id, "answer", text)
+    began = time.perf_counter()
+    await generator.publish([request])
+    await generator.answered([run_id])
+    if any(found := generator.check({run_id: text})):
+        raise RuntimeError(f"{run_id}: lost, duplicate, wrong: {found}")
+    took = (generator.answered_at(run_id) or float("inf")) - began
+    generator.forget([run_id])
+    return took
+
+
+def ratio_of_medians(these: Sequence[float], those: Sequence[float], *, seed: int = 1) -> tuple[float, float]:
+    """Ratio of the medians of pairs, and its standard error by resampling the pairs."""
+    drawn = random.Random(seed)
+    pairs = list(zip(these, those, strict=True))
+    ratios: list[float] = []
+    for _ in range(_RESAMPLES):
+        sample = drawn.choices(pairs, k=len(pairs))
+        ratios.append(
+            statistics.median(this for this, _ in sample) / statistics.median(that for _, that in sample)
+        )
+    return statistics.median(these) / statistics.median(those), statistics.stdev(ratios)
+
+
+def _cpu(generator: Load) -> dict[str, float]:
+    return {name: cpu_ms(pid) for name, pid in generator.system.processes.items()}
+
+
+@contextmanager
+def _code_of(folder: Path) -> Generator[None]:
+    """Processes that are started meanwhile run the code in `folder`."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(str(folder / part) for part in ("services", "contracts"))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "checkouts", nargs="+", metavar="NAME=FOLDER", help="what is compared with the last one"
+    )
+    parser.add_argument("--runs", type=int, default=600, help="of each; default 600")
+    parser.add_argument("--core", action="store_true", help="without relay and Redis")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
