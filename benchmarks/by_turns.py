@@ -3,8 +3,8 @@
     python benchmarks/by_turns.py --runs 600 new=. old=../towline-old also-old=../towline-old [--core]
 
 Blocks of runs, as `run.py` measures, drift with the machine by more than most changes make. Run by run the
-same drift meets all; name the old checkout twice to see how far it differs from itself. Prints p50 and its ratio
-to the last one's, with the error of that ratio (bootstrap over the pairs), and CPU a run by process.
+same drift meets all; name the old checkout twice to see how far it differs from itself. Prints p50, its ratio
+to the last one's with the error of that (bootstrap over the pairs), and CPU a run by process.
 """
 
 from __future__ import annotations
