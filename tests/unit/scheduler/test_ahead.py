@@ -162,6 +162,28 @@ async def test_a_clients_signal_is_on_disk_before_it_runs(tmp_path: Path) -> Non
     writer.close()
 
 
+async def test_a_signal_that_comes_while_a_batch_is_on_its_way_out_waits_for_its_own_commit(
+    tmp_path: Path,
+) -> None:
+    runtime, writer = open_runtime(tmp_path)
+    worker = Worker(runtime)
+    hub = runtime.hub("h")
+    runtime.signal(hub, pb.SignalEntityRequest(instanceId=ENTITY, name="first", requestId="s1"))
+    await runtime.journal.commit()
+
+    runtime.signal(hub, pb.SignalEntityRequest(instanceId=ENTITY, name="second", requestId="s2"))
+    (batch,) = worker.take()
+    await runtime.journal.commit()
+    assert worker.answer_batch(batch)
+    await runtime.journal.commit()
+    (following,) = worker.take()
+
+    given = [[op.operation for op in item.entityRequest.operations] for item in (batch, following)]
+    assert given == [["first"], ["second"]]
+    runtime.close()
+    writer.close()
+
+
 async def test_nothing_goes_out_under_row_numbers_that_might_be_given_out_again(tmp_path: Path) -> None:
     runtime, writer = open_runtime(tmp_path)
     worker = Worker(runtime)

@@ -47,7 +47,7 @@ def instance(row: int = 1, *, last: MessageKind = MessageKind.RESULT) -> Instanc
         updated=0,
         start=b"",
     )
-    made.inbox.append(Message(0, last, b""))
+    made.inbox.append(Message(0, last, b"", durable=True))
     return made
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from durabletask.internal import orchestrator_service_pb2 as pb
 
-from towline.scheduler.engine import lifecycle, turns
+from towline.scheduler.engine import control, lifecycle, turns
 from towline.scheduler.engine.changes import Changes
 from towline.scheduler.engine.errors import InvalidRequestError, NotDurableError
 from towline.scheduler.engine.model import FAILED, PENDING, Instance
@@ -140,6 +140,50 @@ async def test_a_failed_commit_undoes_the_change_and_work_goes_out_again(
     assert runtime.journal.stats.failures == 1
     runtime.close()
     writer.close()
+
+
+async def test_a_turn_is_given_nothing_that_may_yet_be_undone(tmp_path: Path) -> None:
+    """What comes after the commit that made a turn due, and before it goes out, waits for the next."""
+    runtime, writer = open_runtime(tmp_path)
+    await start(runtime, "run")
+    (first,) = take(runtime)
+    answer(runtime, first)
+    await runtime.journal.commit()
+    stream = Stream(runtime.hub("h"), "", (100, 100, 100), (None, None, None))
+    runtime.dispatcher.streams.clear()
+    runtime.dispatcher.attach(stream)
+
+    def given() -> list[str]:
+        (work,) = stream.pending
+        stream.pending.clear()
+        assert work is not None
+        data = runtime.handouts.encode(stream, work)
+        assert data is not None
+        item = pb.WorkItem.FromString(data)
+        items.append(item)
+        news = item.orchestratorRequest.newEvents
+        return [event.eventRaised.name for event in news if event.HasField("eventRaised")]
+
+    items: list[pb.WorkItem] = []
+    await raise_event(runtime, "on disk")
+    not_yet = asyncio.create_task(raise_event(runtime, "not yet"))
+    await asyncio.sleep(0)  # it is accepted, and its commit comes in the next turn of the loop
+
+    assert given() == ["on disk"]
+    await not_yet
+    answer(runtime, items[0])
+    await runtime.journal.commit()
+    assert given() == ["not yet"]
+    runtime.close()
+    writer.close()
+
+
+async def raise_event(runtime: Runtime, name: str) -> None:
+    hub = runtime.hub("h")
+    runtime.change(
+        lambda changes, world, now: control.raise_event(changes, world, hub, "run", name, None, now)
+    )
+    await runtime.journal.commit()
 
 
 async def test_instances_beyond_the_memory_limit_are_read_again(tmp_path: Path) -> None:

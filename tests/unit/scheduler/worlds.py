@@ -88,6 +88,7 @@ class Bench:
 
     def settle(self) -> None:
         """What a commit does: take timers and activities, forget the batch."""
+        self.changes.written()
         self.timers += self.changes.timers
         self.dispatched += [one for one in self.changes.activities if not one.done]
         self.changes = Changes()
@@ -103,7 +104,8 @@ class Bench:
         return instance
 
     def begin(self, instance: Instance) -> pb.OrchestratorRequest:
-        """Hand a turn out."""
+        """Hand a turn out, after the commit that made it due."""
+        self.settle()
         self.now += 10
         self.tokens += 1
         item = turns.begin(self.changes, self.world, instance, f"t{self.tokens}", self.now)
@@ -149,6 +151,7 @@ class Bench:
         self, entity: Entity, step: Callable[[str | None, pb.OperationRequest], tuple[str | None, str]]
     ) -> None:
         """Run one batch of an entity; ``step`` maps state and operation to state and result."""
+        self.settle()
         item = entities.begin_batch(self.changes, self.world, entity, "e", self.now)
         if item is None:
             self.settle()

@@ -35,6 +35,7 @@ class Changes:
     pinned: list[Instance | Entity] = field(default_factory=list["Instance | Entity"])
 
     # Looked at after the commit.
+    added: list[Message | Operation] = field(default_factory=list["Message | Operation"])
     ready: dict[int, Instance] = field(default_factory=dict[int, Instance])
     activities: list[Activity] = field(default_factory=list[Activity])
     ready_entities: dict[int, Entity] = field(default_factory=dict[int, Entity])
@@ -45,6 +46,11 @@ class Changes:
 
     def __bool__(self) -> bool:
         return bool(self.rows or self.created or self.touched or self.entities)
+
+    def written(self) -> None:
+        """It is on disk."""
+        for one in self.added:
+            one.durable = True
 
     @property
     def is_one_turn(self) -> bool:
@@ -92,7 +98,9 @@ class Changes:
         inbox = instance.inbox
         turn = instance.turn
         seq = inbox[-1].seq + 1 if inbox else (turn.last_seq + 1 if turn else 0)
-        inbox.append(Message(seq, kind, event))
+        message = Message(seq, kind, event)
+        inbox.append(message)
+        self.added.append(message)
         self.rows.append(("insert_inbox", (key(instance.row, seq), int(kind), event)))
         self.pin(instance)
         self.ready[instance.row] = instance
@@ -165,6 +173,7 @@ class Changes:
     def add_operation(self, entity: Entity, op: Operation) -> None:
         """Put an operation into an entity's queue."""
         entity.queue.append(op)
+        self.added.append(op)
         self.rows.append(
             (
                 "insert_operation",

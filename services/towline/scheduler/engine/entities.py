@@ -196,8 +196,13 @@ def release_orphan(changes: Changes, world: World, entity: Entity, now: int) -> 
     return True
 
 
-def begin_batch(changes: Changes, world: World, entity: Entity, token: str, now: int) -> bytes | None:
-    """Hand out the operations that may run, as a work item.
+def begin_batch(
+    changes: Changes, world: World, entity: Entity, token: str, now: int, *, ahead: bool = False
+) -> bytes | None:
+    """Hand out the operations that may run, as a work item: those on disk, and `ahead` of it also calls.
+
+    Who signals is told whether the signal is accepted, and may rely on it; who calls is a turn, and calls
+    again if it has to be repeated.
 
     Operations that cannot fit into a work item even alone fail here, and the state stays.
 
@@ -210,6 +215,8 @@ def begin_batch(changes: Changes, world: World, entity: Entity, token: str, now:
     taken: list[Operation] = []
     size = 0
     for op in list(entity.admissible()):
+        if not op.durable and not (ahead and op.kind == OperationKind.CALL):
+            break
         length = len(op.request)
         if length > room:
             if taken:

@@ -60,6 +60,8 @@ class Message:
     seq: int
     kind: MessageKind
     event: bytes
+    durable: bool = False
+    """Whether it is on disk. A turn is given nothing else: what it decides is published."""
 
 
 @dataclass(slots=True)
@@ -144,6 +146,7 @@ class Instance:
         """Whether a turn may be handed out now."""
         return (
             bool(self.inbox)
+            and self.inbox[0].durable
             and self.turn is None
             and self.status not in TERMINAL
             and self.status != SUSPENDED
@@ -252,6 +255,8 @@ class Operation:
     caller: str | None = None
     caller_execution: str | None = None
     position: int = 0
+    durable: bool = False
+    """Whether it is on disk."""
 
     def lock_set(self) -> list[str]:
         """Entity ids of a lock request, in the order in which they are taken."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from durabletask.internal import orchestrator_service_pb2 as pb
 
@@ -21,7 +22,7 @@ from towline.scheduler.engine.ports import World
 
 
 def begin(changes: Changes, world: World, instance: Instance, token: str, now: int) -> bytes | None:
-    """Hand out a turn with everything that waits in the inbox.
+    """Hand out a turn with everything in the inbox that is on disk.
 
     Writes nothing unless the instance has to be failed because its history is too large for a work item.
 
@@ -29,7 +30,7 @@ def begin(changes: Changes, world: World, instance: Instance, token: str, now: i
         The encoded work item; None if the instance was failed.
     """
     limits = world.limits
-    messages = instance.inbox
+    messages = list(takewhile(lambda message: message.durable, instance.inbox))
     if messages[0].kind == MessageKind.REWIND:
         messages = messages[:1]  # the worker refuses a rewind in company
     at = max(now, instance.turn_at + 1)

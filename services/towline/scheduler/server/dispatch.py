@@ -47,6 +47,8 @@ class Work:
     lease_s: float = 0.0
     fresh: bool = False
     """The first turn of an instance that nobody waits for yet: what is under way goes before it."""
+    ahead: bool = False
+    """What it is about may be handed out while it is being committed."""
 
 
 Filter: TypeAlias = Mapping[str, frozenset[str]] | None

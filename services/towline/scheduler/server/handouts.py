@@ -78,7 +78,9 @@ class Handouts:
         entity.attempt += 1
         token = runtime.tokens.entity(entity.row, entity.turn, entity.attempt)
         data = runtime.change_quietly(
-            lambda changes, now: entities.begin_batch(changes, runtime.world, entity, token, now)
+            lambda changes, now: entities.begin_batch(
+                changes, runtime.world, entity, token, now, ahead=work.ahead
+            )
         )
         if data is None or entity.batch is None:
             return None

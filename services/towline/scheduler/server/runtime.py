@@ -23,7 +23,7 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 from towline.scheduler.engine import entities, tasks, wire
 from towline.scheduler.engine.changes import Changes
 from towline.scheduler.engine.errors import SchedulerError
-from towline.scheduler.engine.model import Activity, Entity, Instance, OperationKind, Timer
+from towline.scheduler.engine.model import Activity, Entity, Instance, Timer
 from towline.scheduler.engine.ports import Limits
 from towline.scheduler.server.answers import Answers
 from towline.scheduler.server.clock import Clock
@@ -210,13 +210,13 @@ class Runtime:
         if not changes.is_one_turn or not self.world.has_rows(changes):
             return
         for entity in changes.ready_entities.values():
-            if entity.runnable and all(op.kind == OperationKind.CALL for op in entity.admissible()):
-                self.dispatcher.offer(self._batch_work(entity))
+            if entity.runnable:
+                self.dispatcher.offer(self._batch_work(entity, ahead=True))
                 self.dispatcher.write_now(entity.hub)
 
     @staticmethod
-    def _batch_work(entity: Entity) -> Work:
-        return Work(Kind.ENTITY, entity.hub, entity.name, "", (entity.hub, entity.id))
+    def _batch_work(entity: Entity, *, ahead: bool = False) -> Work:
+        return Work(Kind.ENTITY, entity.hub, entity.name, "", (entity.hub, entity.id), ahead=ahead)
 
     @staticmethod
     def _activity_work(activity: Activity) -> Work:

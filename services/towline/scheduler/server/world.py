@@ -206,6 +206,7 @@ class MemoryWorld:
 
     def settle(self, changes: Changes) -> None:
         """A batch is committed: unpin, forget the deleted, keep within the budget."""
+        changes.written()
         for state in changes.pinned:
             state.pins -= 1
         for instance in changes.removed:

@@ -92,7 +92,8 @@ class Loader:
         if not instance.terminal:
             messages = self._execute(SQL["inbox"], (key(instance.row, 0), key(instance.row, MAX_SEQ)))
             instance.inbox = [
-                Message(seq & MAX_SEQ, MessageKind(kind), event) for seq, kind, event in messages
+                Message(seq & MAX_SEQ, MessageKind(kind), event, durable=True)
+                for seq, kind, event in messages
             ]
         return instance
 
@@ -151,7 +152,9 @@ class Loader:
         )
         operations = self._execute(SQL["operations"], (entity.row,))
         entity.queue = [
-            Operation(number, OperationKind(kind), request_id, request, caller, execution, position)
+            Operation(
+                *(number, OperationKind(kind), request_id, request, caller, execution, position), durable=True
+            )
             for number, kind, request_id, request, caller, execution, position in operations
         ]
         return entity
