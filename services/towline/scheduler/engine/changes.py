@@ -36,6 +36,7 @@ class Changes:
 
     # Looked at after the commit.
     added: list[Message | Operation] = field(default_factory=list["Message | Operation"])
+    """What may be handed out from then on."""
     ready: dict[int, Instance] = field(default_factory=dict[int, Instance])
     activities: list[Activity] = field(default_factory=list[Activity])
     ready_entities: dict[int, Entity] = field(default_factory=dict[int, Entity])
@@ -54,7 +55,7 @@ class Changes:
 
     @property
     def is_one_turn(self) -> bool:
-        """Whether it is what one turn has done, and that was to call one entity that may run now."""
+        """Whether it changes one instance and lets one entity run: a turn by itself that has called an agent."""
         return len(self.touched) == 1 and len(self.ready_entities) == 1 and not self.created
 
     def pin(self, state: Instance | Entity) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 
 from durabletask.internal import orchestrator_service_pb2 as pb
 
@@ -30,7 +30,8 @@ def begin(changes: Changes, world: World, instance: Instance, token: str, now: i
         The encoded work item; None if the instance was failed.
     """
     limits = world.limits
-    messages = list(takewhile(lambda message: message.durable, instance.inbox))
+    durable = takewhile(lambda message: message.durable, instance.inbox)
+    messages = list(islice(durable, limits.turn_events))
     if messages[0].kind == MessageKind.REWIND:
         messages = messages[:1]  # the worker refuses a rewind in company
     at = max(now, instance.turn_at + 1)
@@ -38,7 +39,7 @@ def begin(changes: Changes, world: World, instance: Instance, token: str, now: i
     room = limits.work_item_bytes - wire.ENVELOPE_BYTES - instance.history_bytes - len(instance.id)
     size = len(new_events[0])
     last_seq = -1
-    for message in messages[: limits.turn_events]:
+    for message in messages:
         length = len(message.event) + 8
         if size + length > room and last_seq >= 0:
             break

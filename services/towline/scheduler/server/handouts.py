@@ -75,8 +75,8 @@ class Handouts:
         entity = runtime.world.entity(*work.subject)
         if not entity.runnable:
             return None
-        entity.attempt += 1
-        token = runtime.tokens.entity(entity.row, entity.turn, entity.attempt)
+        attempt = entity.attempt + 1
+        token = runtime.tokens.entity(entity.row, entity.turn, attempt)
         data = runtime.change_quietly(
             lambda changes, now: entities.begin_batch(
                 changes, runtime.world, entity, token, now, ahead=work.ahead
@@ -84,6 +84,7 @@ class Handouts:
         )
         if data is None or entity.batch is None:
             return None
+        entity.attempt = attempt
         work.token = entity.batch.token
         work.lease_s = runtime.leases.entity_s
         self._note_later(work.token)
