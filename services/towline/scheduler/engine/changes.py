@@ -55,7 +55,7 @@ class Changes:
 
     @property
     def is_one_turn(self) -> bool:
-        """Whether it changes one instance and lets one entity run: a turn by itself that has called an agent."""
+        """Whether it changes one instance and lets one entity run: one turn that has called an agent."""
         return len(self.touched) == 1 and len(self.ready_entities) == 1 and not self.created
 
     def pin(self, state: Instance | Entity) -> None:
