@@ -24,12 +24,11 @@ from typing import Final
 if __name__ == "__main__":  # `python benchmarks/by_turns.py` puts its own folder on the path, not the root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.end_to_end.campaigns import kafka
+from benchmarks.end_to_end.campaigns import kafka, started
 from benchmarks.end_to_end.job import message
-from benchmarks.end_to_end.load import Load, load
+from benchmarks.end_to_end.load import Load
 from benchmarks.end_to_end.processes import cpu_ms
-from benchmarks.end_to_end.systems.towline import Towline, TowlineCore
-from benchmarks.end_to_end.workloads import warm_up
+from benchmarks.end_to_end.workloads import one_in_flight
 
 _WARM_UP: Final = 300
 _PAUSE_S: Final = 0.004
@@ -47,21 +46,18 @@ def main() -> int:
         if not (folders[name] / "services" / "towline").is_dir():
             print(f"{given}: expected NAME=FOLDER, the folder of a checkout of Towline", file=sys.stderr)
             return 2
-    asyncio.run(_measure(folders, arguments.runs, TowlineCore if arguments.core else Towline))
+    asyncio.run(_measure(folders, arguments.runs, "towline-core" if arguments.core else "towline"))
     return 0
 
 
-async def _measure(folders: Mapping[str, Path], runs: int, kind: type[Towline]) -> None:
+async def _measure(folders: Mapping[str, Path], runs: int, system: str) -> None:
     async with AsyncExitStack() as stack:
-        bootstrap, kafka_pid = await stack.enter_async_context(kafka())
+        at = await stack.enter_async_context(kafka())
         loads: dict[str, Load] = {}
         for name, folder in folders.items():
-            system = kind(bootstrap, tag=f"{name}.")
             with _code_of(folder):
-                await asyncio.to_thread(system.start)
-            stack.push_async_callback(asyncio.to_thread, system.stop)
-            loads[name] = await stack.enter_async_context(load(system, kafka_pid))
-            await warm_up(loads[name], _WARM_UP)
+                stack_of_it = started(system, at, tag=f"{name}.", warm_up_runs=_WARM_UP)
+                loads[name] = await stack.enter_async_context(stack_of_it)
         before = {name: _cpu(generator) for name, generator in loads.items()}
         took: dict[str, list[float]] = {name: [] for name in loads}
         for number in range(runs):
@@ -80,16 +76,12 @@ async def _measure(folders: Mapping[str, Path], runs: int, kind: type[Towline]) 
 
 async def _one(generator: Load, number: int) -> float:
     """Seconds from handing a request over to reading its outcome."""
-    run_id, text = f"turn-{time.time_ns()}", message(0, number)
-    request = generator.system.request(run_id, "answer", text)
-    began = time.perf_counter()
-    await generator.publish([request])
-    await generator.answered([run_id])
-    if any(found := generator.check({run_id: text})):
-        raise RuntimeError(f"{run_id}: lost, duplicate, wrong: {found}")
-    took = (generator.answered_at(run_id) or float("inf")) - began
-    generator.forget([run_id])
-    return took
+    messages = {f"turn-{time.time_ns()}": message(0, number)}
+    work = await one_in_flight(generator, messages)
+    if any(found := generator.check(messages)):
+        raise RuntimeError(f"{', '.join(messages)}: lost, duplicate, wrong: {found}")
+    generator.forget(messages)
+    return work.latencies[0]
 
 
 def ratio_of_medians(these: Sequence[float], those: Sequence[float], *, seed: int = 1) -> tuple[float, float]:

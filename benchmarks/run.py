@@ -1,14 +1,14 @@
 """End to end: Towline beside what one would pick instead, on the same machine in one go.
 
     python benchmarks/install.py                      # fetch the other systems, once
-    python benchmarks/run.py [--short] [--systems A,B,…] [--workloads A,B,…] [--rounds N] [--merge]
+    python benchmarks/run.py [--short] [--systems A,B,…] [--workloads A,B,…] [--rounds N] [--alone] [--merge]
     python benchmarks/run.py --sweep | --data-growth RUNS | --soak MINUTES [--systems …]
 
 Every system does the same job with the same agent on one Kafka (see `end_to_end/job.py`), and every answer is
 checked. All are started first; then they take turns within each workload, round by round, so that all meet
-the same load of others. Writes ``end_to_end.json``, ``end_to_end.md`` and plots; ``--merge`` adds to what is
-there. A system that is not installed is skipped, with the reason in the results. Exits with 1 if an answer
-was lost, came twice or was wrong.
+the same load of others; with ``--alone`` one is up at a time. Writes ``end_to_end.json``, ``end_to_end.md``
+and plots; ``--merge`` adds to what is there. A system that is not installed is skipped, with the reason in
+the results. Exits with 1 if an answer was lost, came twice or was wrong.
 """
 
 from __future__ import annotations

@@ -136,6 +136,8 @@ async def alone(
     ends_at = time.monotonic() + minutes * 60
     results = Results(about=about(names))
     chosen = able(names, results)
+    if not chosen:
+        return results
     async with kafka() as at:
         async with started(chosen[0], at, tag="warm-up.", warm_up_runs=_NEW_KAFKA):
             pass

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import AsyncGenerator, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf import wrappers_pb2
-from tests.unit.scheduler.test_store import answer, open_runtime, start
+from tests.unit.scheduler.test_store import answer, attached, given, open_runtime, start
 
 from towline.scheduler.engine.errors import NotDurableError
-from towline.scheduler.server.dispatch import Stream
 from towline.scheduler.server.runtime import Runtime
 from towline.scheduler.store import failpoints
 from towline.scheduler.store.database import connect
@@ -44,29 +45,20 @@ class Worker:
     """Takes all that it is given. What is not written at once comes by `take`."""
 
     runtime: Runtime
-    items: list[pb.WorkItem] = field(default_factory=list[pb.WorkItem])
+    writer: sqlite3.Connection
     ahead: list[pb.WorkItem] = field(default_factory=list[pb.WorkItem])
-    """Those that came while their commit was still to be made."""
+    """What came while its commit was still to be made."""
     stored: list[int] = field(default_factory=list[int])
     """Operations that the file had when each of `ahead` was written."""
     tells: Path | None = None
     """Gets the last of `ahead`."""
 
     def __post_init__(self) -> None:
-        stream = Stream(self.runtime.hub("h"), "w", (100, 100, 100), (None, None, None))
-        stream.write = self._write_now
-        self.stream = stream
-        self.runtime.dispatcher.attach(stream)
+        self.stream = attached(self.runtime)
+        self.stream.write = self._write_now
 
     def take(self) -> list[pb.WorkItem]:
-        taken: list[pb.WorkItem] = []
-        while self.stream.pending:
-            work = self.stream.pending.popleft()
-            data = None if work is None else self.runtime.handouts.encode(self.stream, work)
-            if data is not None:
-                taken.append(pb.WorkItem.FromString(data))
-        self.items += taken
-        return taken
+        return given(self.runtime, self.stream)
 
     def _write_now(self) -> None:
         self.ahead += self.take()
@@ -91,13 +83,27 @@ class Worker:
         return self.runtime.answers.complete_batch(result)
 
 
+@contextmanager
+def working(folder: Path) -> Generator[Worker]:
+    """A runtime on a folder, and its worker."""
+    runtime, writer = open_runtime(folder)
+    yield Worker(runtime, writer)
+    runtime.close()
+    writer.close()
+
+
+@pytest.fixture
+async def worker(tmp_path: Path) -> AsyncGenerator[Worker]:
+    with working(tmp_path) as one:
+        yield one
+
+
 def kinds(items: list[pb.WorkItem]) -> list[str | None]:
     return [item.WhichOneof("request") for item in items]
 
 
-async def test_a_called_entitys_batch_goes_out_before_its_turn_is_on_disk(tmp_path: Path) -> None:
-    runtime, writer = open_runtime(tmp_path)
-    worker = Worker(runtime)
+async def test_a_called_entitys_batch_goes_out_before_its_turn_is_on_disk(worker: Worker) -> None:
+    runtime = worker.runtime
     (turn,) = await worker.first_turns("run")
 
     assert answer(runtime, turn, call())
@@ -109,14 +115,11 @@ async def test_a_called_entitys_batch_goes_out_before_its_turn_is_on_disk(tmp_pa
     assert worker.answer_batch(worker.ahead[0])
     await runtime.journal.commit()
     assert kinds(worker.take()) == ["orchestratorRequest"]
-    runtime.close()
-    writer.close()
 
 
-async def test_the_next_turn_waits_until_the_result_is_on_disk(tmp_path: Path) -> None:
+async def test_the_next_turn_waits_until_the_result_is_on_disk(worker: Worker) -> None:
     """A turn publishes what it has decided: it must not see what may yet be undone."""
-    runtime, writer = open_runtime(tmp_path)
-    worker = Worker(runtime)
+    runtime = worker.runtime
     (turn,) = await worker.first_turns("run")
     answer(runtime, turn, call())
     await runtime.journal.commit()
@@ -126,13 +129,10 @@ async def test_the_next_turn_waits_until_the_result_is_on_disk(tmp_path: Path) -
     await runtime.journal.commit()
 
     assert worker.ahead == ahead
-    runtime.close()
-    writer.close()
 
 
-async def test_what_several_turns_have_called_goes_out_after_their_common_commit(tmp_path: Path) -> None:
-    runtime, writer = open_runtime(tmp_path)
-    worker = Worker(runtime)
+async def test_what_several_turns_have_called_goes_out_after_their_common_commit(worker: Worker) -> None:
+    runtime = worker.runtime
     turns = await worker.first_turns("run", "other")
 
     for number, turn in enumerate(turns):
@@ -141,14 +141,11 @@ async def test_what_several_turns_have_called_goes_out_after_their_common_commit
 
     assert worker.ahead == []
     assert kinds(worker.take()) == ["entityRequest", "entityRequest"]
-    runtime.close()
-    writer.close()
 
 
-async def test_a_clients_signal_is_on_disk_before_it_runs(tmp_path: Path) -> None:
+async def test_a_clients_signal_is_on_disk_before_it_runs(worker: Worker) -> None:
     """Its sender is told if it is not accepted, and then it must not have run."""
-    runtime, writer = open_runtime(tmp_path)
-    worker = Worker(runtime)
+    runtime = worker.runtime
     (turn,) = await worker.first_turns("run")
 
     runtime.signal(runtime.hub("h"), pb.SignalEntityRequest(instanceId=ENTITY, name="add", requestId="s"))
@@ -158,15 +155,12 @@ async def test_a_clients_signal_is_on_disk_before_it_runs(tmp_path: Path) -> Non
     assert worker.ahead == []
     (batch,) = worker.take()
     assert len(batch.entityRequest.operations) == 2
-    runtime.close()
-    writer.close()
 
 
 async def test_a_signal_that_comes_while_a_batch_is_on_its_way_out_waits_for_its_own_commit(
-    tmp_path: Path,
+    worker: Worker,
 ) -> None:
-    runtime, writer = open_runtime(tmp_path)
-    worker = Worker(runtime)
+    runtime = worker.runtime
     hub = runtime.hub("h")
     runtime.signal(hub, pb.SignalEntityRequest(instanceId=ENTITY, name="first", requestId="s1"))
     await runtime.journal.commit()
@@ -178,38 +172,29 @@ async def test_a_signal_that_comes_while_a_batch_is_on_its_way_out_waits_for_its
     await runtime.journal.commit()
     (following,) = worker.take()
 
-    given = [[op.operation for op in item.entityRequest.operations] for item in (batch, following)]
-    assert given == [["first"], ["second"]]
-    runtime.close()
-    writer.close()
+    names = [[op.operation for op in item.entityRequest.operations] for item in (batch, following)]
+    assert names == [["first"], ["second"]]
 
 
 async def test_nothing_goes_out_under_row_numbers_that_might_be_given_out_again(tmp_path: Path) -> None:
-    runtime, writer = open_runtime(tmp_path)
-    worker = Worker(runtime)
-    await worker.first_turns("run")
-    runtime.close()
-    writer.close()
+    with working(tmp_path) as worker:
+        await worker.first_turns("run")
 
     # The first row that a server needs after its start is reserved by the batch that needs it.
-    runtime, writer = open_runtime(tmp_path)
-    worker = Worker(runtime)
-    (turn,) = worker.take()
-    answer(runtime, turn, call())
-    await runtime.journal.commit()
+    with working(tmp_path) as worker:
+        (turn,) = worker.take()
+        answer(worker.runtime, turn, call())
+        await worker.runtime.journal.commit()
 
-    assert worker.ahead == []
-    assert kinds(worker.take()) == ["entityRequest"]
-    runtime.close()
-    writer.close()
+        assert worker.ahead == []
+        assert kinds(worker.take()) == ["entityRequest"]
 
 
 @pytest.mark.parametrize("boundary", ["apply.before", "commit.before"])
 async def test_a_failed_commit_voids_what_went_out_ahead_and_the_next_one_sends_nothing_ahead(
-    tmp_path: Path, boundary: str
+    worker: Worker, boundary: str
 ) -> None:
-    runtime, writer = open_runtime(tmp_path)
-    worker = Worker(runtime)
+    runtime = worker.runtime
     (turn,) = await worker.first_turns("run")
     failpoints.arm(boundary, "error")
 
@@ -229,22 +214,19 @@ async def test_a_failed_commit_voids_what_went_out_ahead_and_the_next_one_sends_
     assert worker.answer_batch(batch)
     assert worker.answer_batch(ahead) is False
     await runtime.journal.commit()
-    assert writer.execute("SELECT state, turn FROM entity").fetchall() == [("1", 1)]
-    runtime.close()
-    writer.close()
+    assert worker.writer.execute("SELECT state, turn FROM entity").fetchall() == [("1", 1)]
 
 
 def crash(folder: str, told: str) -> None:
     """A process that is killed after a batch went out and before its turn is on disk."""
 
     async def main() -> None:
-        runtime, _ = open_runtime(Path(folder))
-        worker = Worker(runtime)
+        worker = Worker(*open_runtime(Path(folder)))
         (turn,) = await worker.first_turns("run")
         failpoints.arm("apply.before", "kill")
         worker.tells = Path(told)
-        answer(runtime, turn, call())
-        await runtime.journal.commit()
+        answer(worker.runtime, turn, call())
+        await worker.runtime.journal.commit()
 
     asyncio.run(main())
 
@@ -257,17 +239,15 @@ async def test_a_kill_before_the_commit_leaves_an_answer_that_counts_for_nothing
     assert process.exitcode == -9
     ahead = pb.WorkItem.FromString(told.read_bytes())
 
-    runtime, writer = open_runtime(tmp_path)
-    worker = Worker(runtime)
-    assert worker.answer_batch(ahead) is False
-    (turn,) = worker.take()
-    answer(runtime, turn, call())
-    await runtime.journal.commit()
-    assert worker.answer_batch(ahead) is False
-    (batch,) = worker.take()
-    assert batch.entityRequest.operations[0].requestId == ahead.entityRequest.operations[0].requestId
-    assert worker.answer_batch(batch)
-    await runtime.journal.commit()
-    assert kinds(worker.take()) == ["orchestratorRequest"]
-    runtime.close()
-    writer.close()
+    with working(tmp_path) as worker:
+        runtime = worker.runtime
+        assert worker.answer_batch(ahead) is False
+        (turn,) = worker.take()
+        answer(runtime, turn, call())
+        await runtime.journal.commit()
+        assert worker.answer_batch(ahead) is False
+        (batch,) = worker.take()
+        assert batch.entityRequest.operations[0].requestId == ahead.entityRequest.operations[0].requestId
+        assert worker.answer_batch(batch)
+        await runtime.journal.commit()
+        assert kinds(worker.take()) == ["orchestratorRequest"]

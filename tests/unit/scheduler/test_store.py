@@ -59,8 +59,18 @@ async def start(runtime: Runtime, instance_id: str) -> None:
 
 def take(runtime: Runtime) -> list[pb.WorkItem]:
     """Everything that is runnable, as a worker's stream gets it."""
-    stream = Stream(runtime.hub("h"), "", (100, 100, 100), (None, None, None))
+    return given(runtime, attached(runtime))
+
+
+def attached(runtime: Runtime) -> Stream:
+    """A worker's stream, of which nothing is written by itself."""
+    stream = Stream(runtime.hub("h"), "w", (100, 100, 100), (None, None, None))
     runtime.dispatcher.attach(stream)
+    return stream
+
+
+def given(runtime: Runtime, stream: Stream) -> list[pb.WorkItem]:
+    """What a stream has been assigned and not been written yet."""
     items: list[pb.WorkItem] = []
     while stream.pending:
         work = stream.pending.popleft()
@@ -149,33 +159,28 @@ async def test_a_turn_is_given_nothing_that_may_yet_be_undone(tmp_path: Path) ->
     (first,) = take(runtime)
     answer(runtime, first)
     await runtime.journal.commit()
-    stream = Stream(runtime.hub("h"), "", (100, 100, 100), (None, None, None))
     runtime.dispatcher.streams.clear()
-    runtime.dispatcher.attach(stream)
+    stream = attached(runtime)
 
-    def given() -> list[str]:
-        (work,) = stream.pending
-        stream.pending.clear()
-        assert work is not None
-        data = runtime.handouts.encode(stream, work)
-        assert data is not None
-        item = pb.WorkItem.FromString(data)
-        items.append(item)
-        news = item.orchestratorRequest.newEvents
-        return [event.eventRaised.name for event in news if event.HasField("eventRaised")]
-
-    items: list[pb.WorkItem] = []
     await raise_event(runtime, "on disk")
     not_yet = asyncio.create_task(raise_event(runtime, "not yet"))
     await asyncio.sleep(0)  # it is accepted, and its commit comes in the next turn of the loop
 
-    assert given() == ["on disk"]
+    (turn,) = given(runtime, stream)
+    assert raised(turn) == ["on disk"]
     await not_yet
-    answer(runtime, items[0])
+    answer(runtime, turn)
     await runtime.journal.commit()
-    assert given() == ["not yet"]
+    (following,) = given(runtime, stream)
+    assert raised(following) == ["not yet"]
     runtime.close()
     writer.close()
+
+
+def raised(turn: pb.WorkItem) -> list[str]:
+    """Names of the events that a turn brings."""
+    news = turn.orchestratorRequest.newEvents
+    return [event.eventRaised.name for event in news if event.HasField("eventRaised")]
 
 
 async def raise_event(runtime: Runtime, name: str) -> None:
