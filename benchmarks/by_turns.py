@@ -3,8 +3,9 @@
     python benchmarks/by_turns.py --runs 600 new=. old=../towline-old also-old=../towline-old [--core]
 
 Blocks of runs, as `run.py` measures, drift with the machine by more than most changes make. Run by run the
-same drift meets all; name the old checkout twice to see how far it differs from itself. Prints p50, its ratio
-to the last one's with the error of that (bootstrap over the pairs), and CPU a run by process.
+same drift meets all, in an order drawn anew each time; name the old checkout twice to see how far it differs
+from itself. Prints p50, its ratio to the last one's with the error of that (bootstrap over the pairs), and CPU
+a run by process.
 """
 
 from __future__ import annotations
@@ -60,9 +61,10 @@ async def _measure(folders: Mapping[str, Path], runs: int, system: str) -> None:
                 loads[name] = await stack.enter_async_context(stack_of_it)
         before = {name: _cpu(generator) for name, generator in loads.items()}
         took: dict[str, list[float]] = {name: [] for name in loads}
+        drawn = random.Random(1)
         for number in range(runs):
-            order = list(loads.items())
-            for name, generator in order if number % 2 else reversed(order):
+            # To and fro would space the middle one's runs evenly and bring the outer ones' in pairs.
+            for name, generator in drawn.sample(list(loads.items()), len(loads)):
                 took[name].append(await _one(generator, number))
                 await asyncio.sleep(_PAUSE_S)
         last = list(took.values())[-1]
