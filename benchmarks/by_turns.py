@@ -4,7 +4,7 @@
 
 Blocks of runs, as `run.py` measures, drift with the machine by more than most changes make. Run by run the
 same drift meets all, in an order drawn anew each time; name the old checkout twice to see how far it differs
-from itself. Prints p50, its ratio to the last one's with the error of that (bootstrap over the pairs), and CPU
+from itself. Prints p50, its ratio to the last one's with the error of that (bootstrap over pairs), and CPU
 a run by process.
 """
 
