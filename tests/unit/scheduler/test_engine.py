@@ -237,6 +237,7 @@ def test_every_entity_call_is_answered_once_whatever_locks_and_losses_come_betwe
             bench.run_entity(entity, lambda state, _: (str(int(state or 0) + 1), "1"))
     for run in runs:  # whoever holds the lock lets go
         entities.release_all(bench.changes, bench.world, run, bench.now)
+    bench.settle()
     while entity.runnable:
         bench.run_entity(entity, lambda state, _: (str(int(state or 0) + 1), "1"))
 

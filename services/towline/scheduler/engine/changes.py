@@ -37,6 +37,7 @@ class Changes:
     # Looked at after the commit.
     added: list[Message | Operation] = field(default_factory=list["Message | Operation"])
     """What may be handed out from then on."""
+    unsettled: list[Instance | Entity] = field(default_factory=list["Instance | Entity"])
     ready: dict[int, Instance] = field(default_factory=dict[int, Instance])
     activities: list[Activity] = field(default_factory=list[Activity])
     ready_entities: dict[int, Entity] = field(default_factory=dict[int, Entity])
@@ -52,6 +53,8 @@ class Changes:
         """It is on disk."""
         for one in self.added:
             one.durable = True
+        for state in self.unsettled:
+            state.unsettled -= 1
 
     @property
     def is_one_turn(self) -> bool:
@@ -62,6 +65,11 @@ class Changes:
         """Keep ``state`` in memory until this batch is committed: until then the file has an older one."""
         state.pins += 1
         self.pinned.append(state)
+
+    def unsettle(self, state: Instance | Entity) -> None:
+        """Hand out nothing more of ``state`` until this is on disk: what goes out would build on it."""
+        state.unsettled += 1
+        self.unsettled.append(state)
 
     def create(self, instance: Instance) -> None:
         """Insert an instance."""

@@ -93,7 +93,7 @@ def advance(changes: Changes, world: World, entity: Entity, now: int) -> None:
         op = entity.queue.pop(0)
         changes.remove_operation(op)
         _take_lock(changes, world, entity, op, now)
-    if entity.runnable:
+    if entity.due:
         changes.ready_entities[entity.row] = entity
 
 
@@ -178,6 +178,7 @@ def _release(changes: Changes, world: World, entity: Entity, section: str, now: 
         changes.remove_operation(op)
     if entity.lock_section == section:
         entity.lock_section = entity.lock_holder = entity.lock_execution = None
+        changes.unsettle(entity)
     elif not waiting:
         return
     changes.touch_entity(entity)
@@ -277,6 +278,7 @@ def complete_batch(
     entity.attempt = 0
     entity.losses = 0
     changes.touch_entity(entity)
+    changes.unsettle(entity)
     if result.HasField("failureDetails"):
         for op in operations:
             _answer_failure(changes, world, entity, op, result.failureDetails, now)

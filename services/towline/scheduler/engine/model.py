@@ -135,6 +135,8 @@ class Instance:
     """Bytes of history that the memory budget counts for it."""
     pins: int = 0
     """Batches under way that write this instance: it may not be evicted or read from the file."""
+    unsettled: int = 0
+    """Turns of it that are not on disk: the next one waits, as it builds on what they did."""
 
     @property
     def terminal(self) -> bool:
@@ -148,6 +150,7 @@ class Instance:
             bool(self.inbox)
             and self.inbox[0].durable
             and self.turn is None
+            and not self.unsettled
             and self.status not in TERMINAL
             and self.status != SUSPENDED
             and self.start_at is None
@@ -296,6 +299,8 @@ class Entity:
     losses: int = 0
     deleted: bool = False
     pins: int = 0
+    unsettled: int = 0
+    """Outcomes and lock changes of it that are not on disk: the next batch waits, as it builds on them."""
 
     @property
     def name(self) -> str:
@@ -326,9 +331,14 @@ class Entity:
         return self.queue
 
     @property
+    def due(self) -> bool:
+        """Whether a batch is to be handed out, once what it builds on is on disk."""
+        return self.batch is None and not self.deleted and bool(self.queue) and bool(self.admissible())
+
+    @property
     def runnable(self) -> bool:
         """Whether a batch may be handed out now."""
-        return self.batch is None and not self.deleted and bool(self.queue) and bool(self.admissible())
+        return not self.unsettled and self.due
 
     def columns(self) -> tuple[object, ...]:
         """Values of the row, in the order of the table."""

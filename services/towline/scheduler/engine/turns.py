@@ -85,6 +85,7 @@ def complete(
     instance.losses = 0
     instance.updated = now
     changes.touch(instance)
+    changes.unsettle(instance)
     changes.take(instance, turn.last_seq)
     if len(response.actions) == 1 and response.actions[0].HasField("rewindOrchestration"):
         rewind.apply(changes, world, instance, response.actions[0].rewindOrchestration, now)
