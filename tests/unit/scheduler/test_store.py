@@ -34,7 +34,7 @@ def _disarmed() -> Iterator[None]:
     failpoints.disarm()
 
 
-def open_runtime(folder: Path) -> tuple[Runtime, sqlite3.Connection]:
+def open_runtime(folder: Path, grace_s: float = 0.0) -> tuple[Runtime, sqlite3.Connection]:
     path = folder / FILE_NAME
     writer = connect(path)
     migrate(writer, path)
@@ -43,7 +43,7 @@ def open_runtime(folder: Path) -> tuple[Runtime, sqlite3.Connection]:
         writer,
         limits=Limits(),
         cache=CacheLimits(instances=2),
-        leases=Leases(grace_s=0.0),
+        leases=Leases(grace_s=grace_s),
         test_clock=False,
     )
     runtime.recover()
@@ -62,9 +62,9 @@ def take(runtime: Runtime) -> list[pb.WorkItem]:
     return given(runtime, attached(runtime))
 
 
-def attached(runtime: Runtime) -> Stream:
+def attached(runtime: Runtime, worker: str = "w") -> Stream:
     """A worker's stream, of which nothing is written by itself."""
-    stream = Stream(runtime.hub("h"), "w", (100, 100, 100), (None, None, None))
+    stream = Stream(runtime.hub("h"), worker, (100, 100, 100), (None, None, None))
     runtime.dispatcher.attach(stream)
     return stream
 

@@ -148,7 +148,7 @@ class Dispatcher:
         self.redeliveries = 0
         self._queues: dict[tuple[int, Kind], dict[_Key, deque[Work]]] = {}
         self._queued: set[tuple[Kind, int | tuple[int, str]]] = set()
-        self._held_back: set[tuple[Kind, int | tuple[int, str]]] = set()
+        self._held_back: dict[tuple[Kind, int | tuple[int, str]], asyncio.TimerHandle] = {}
         self._had_turn: OrderedDict[Subject, Stream] = OrderedDict()
         """Whom instances had their last turn from, while a hub has several workers."""
         self._number = 0
@@ -192,19 +192,21 @@ class Dispatcher:
 
     def hold_back(self, work: Work, delay_s: float, then: Callable[[], None]) -> None:
         """Offer nothing about this subject for a while, then call ``then``."""
+        self.let_go(work.kind, work.subject)
         identity = _identity(work)
-        self._held_back.add(identity)
 
         def release() -> None:
-            self._held_back.discard(identity)
+            del self._held_back[identity]
             then()
 
-        asyncio.get_running_loop().call_later(delay_s, release)
+        self._held_back[identity] = asyncio.get_running_loop().call_later(delay_s, release)
 
     def let_go(self, kind: Kind, subject: Subject) -> None:
-        """Hold a subject back no longer."""
+        """Hold a subject back no longer. Nobody is called then."""
         if self._held_back:
-            self._held_back.discard((kind, subject.row if isinstance(subject, Activity) else subject))
+            identity = kind, subject.row if isinstance(subject, Activity) else subject
+            if (handle := self._held_back.pop(identity, None)) is not None:
+                handle.cancel()
 
     def _choose(self, work: Work) -> Stream | None:
         if self._paused:
@@ -362,7 +364,10 @@ class Dispatcher:
             stream.close()
 
     def clear(self) -> None:
-        """Forget what is queued and handed out; the streams stay."""
+        """Forget what is queued, held back and handed out; the streams stay."""
+        for handle in self._held_back.values():
+            handle.cancel()
+        self._held_back.clear()
         self._queues.clear()
         self._queued.clear()
         self.waiting = [0, 0, 0]

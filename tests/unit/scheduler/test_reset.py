@@ -1,0 +1,111 @@
+"""After a commit that failed, the server goes on from what is on disk, and from nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from durabletask.internal import orchestrator_service_pb2 as pb
+from tests.unit.scheduler.test_store import ACTIVITY, answer, attached, given, open_runtime, start
+from tests.waiting import eventually_async
+
+from towline.scheduler.engine.errors import NotDurableError
+from towline.scheduler.server.dispatch import Kind, Stream, Work
+from towline.scheduler.server.runtime import Runtime
+from towline.scheduler.store import failpoints
+
+GRACE_S = 0.05
+
+
+@pytest.fixture(autouse=True)
+def _disarmed() -> Iterator[None]:
+    yield
+    failpoints.disarm()
+
+
+@pytest.fixture
+async def opened(tmp_path: Path) -> AsyncIterator[tuple[Runtime, sqlite3.Connection]]:
+    runtime, writer = open_runtime(tmp_path, GRACE_S)
+    yield runtime, writer
+    runtime.close()
+    writer.close()
+
+
+@pytest.fixture
+def runtime(opened: tuple[Runtime, sqlite3.Connection]) -> Runtime:
+    return opened[0]
+
+
+@pytest.fixture
+def writer(opened: tuple[Runtime, sqlite3.Connection]) -> sqlite3.Connection:
+    return opened[1]
+
+
+class Worker:
+    """Takes what it is given at once."""
+
+    def __init__(self, runtime: Runtime, name: str = "w") -> None:
+        self._runtime = runtime
+        self.items: list[pb.WorkItem] = []
+        self.stream: Stream = attached(runtime, name)
+        self.stream.notify = lambda: runtime.loop.call_soon(self._take) and None
+        self._take()
+
+    def _take(self) -> None:
+        self.items += given(self._runtime, self.stream)
+
+    @property
+    def activities(self) -> list[pb.WorkItem]:
+        return [item for item in self.items if item.HasField("activityRequest")]
+
+    async def activity(self) -> pb.WorkItem:
+        """The activity of a run that is started for it."""
+        await start(self._runtime, "run")
+        (turn,) = await eventually_async(lambda: self.items, "the first turn")
+        answer(self._runtime, turn, ACTIVITY)
+        return (await eventually_async(lambda: self.activities, "the activity"))[0]
+
+
+async def fail_a_commit(runtime: Runtime, *, meanwhile: str = "lost") -> None:
+    failpoints.arm("apply.before", "error")
+    with pytest.raises(NotDurableError):
+        await start(runtime, meanwhile)
+    await asyncio.sleep(0)  # the reset runs in the next turn of the loop
+
+
+async def test_an_activity_under_way_goes_out_once_however_many_commits_fail(
+    runtime: Runtime, writer: sqlite3.Connection
+) -> None:
+    """It charges a card each time that it goes out."""
+    worker = Worker(runtime)
+    await worker.activity()
+    leased = "SELECT leased FROM activity"
+    await eventually_async(lambda: writer.execute(leased).fetchone() == (1,), "the hand-out is noted")
+
+    for _ in range(4):
+        await fail_a_commit(runtime)
+    await start(runtime, "other")  # the disk has room again
+    grace_is_over = asyncio.Event()
+    runtime.dispatcher.hold_back(Work(Kind.ACTIVITY, 0, "", "", (0, "")), 2 * GRACE_S, grace_is_over.set)
+    await grace_is_over.wait()
+
+    assert len(worker.activities) == 2, "once before the reset, and once after the grace"
+
+
+async def test_an_activity_that_waits_out_a_backoff_while_a_commit_fails_still_comes_back_from_a_lost_worker(
+    runtime: Runtime,
+) -> None:
+    worker = Worker(runtime)
+    activity = await worker.activity()
+    runtime.losses.abandon(activity.completionToken)
+    await fail_a_commit(runtime)
+    await start(runtime, "other")
+    await eventually_async(lambda: len(worker.activities) == 2, "it goes out again")
+
+    runtime.losses.detach(worker.stream)
+    another = Worker(runtime, "another")
+
+    await eventually_async(lambda: another.activities, "it goes to another worker", timeout_s=10)
