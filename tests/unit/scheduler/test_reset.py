@@ -109,3 +109,18 @@ async def test_an_activity_that_waits_out_a_backoff_while_a_commit_fails_still_c
     another = Worker(runtime, "another")
 
     await eventually_async(lambda: another.activities, "it goes to another worker", timeout_s=10)
+
+
+async def test_a_task_hub_whose_deletion_was_not_committed_is_left_alone(runtime: Runtime) -> None:
+    await start(runtime, "run")
+    hub = runtime.hub("h")
+    failpoints.arm("apply.before", "error")
+    runtime.doom_hub("h")
+    with pytest.raises(NotDurableError):
+        await runtime.journal.commit()
+    await asyncio.sleep(0)  # the reset runs in the next turn of the loop
+
+    assert runtime.hub("h") == hub
+    assert not runtime.doomed_hubs, (
+        "the upkeep would empty it, and delete the number that runs are started under"
+    )

@@ -125,6 +125,7 @@ class Runtime:
         now = self.clock.now()
         self.world.start_rows(int(self._loader.meta("next_row") or 0))
         self.hubs.clear()
+        self.doomed_hubs.clear()
         for hub, name in self._reader.execute(SQL["hubs"]):
             if name is None:
                 self.doomed_hubs.add(hub)
