@@ -124,6 +124,7 @@ class Stream:
 
 
 _Key: TypeAlias = tuple[str, str, bool]
+_Identity: TypeAlias = tuple[Kind, int | tuple[int, str]]
 _FAIR_EVERY: Final = 8
 """Of so many work items one is handed out by its age alone."""
 _HAD_TURN_MAX: Final = 10_000
@@ -147,8 +148,8 @@ class Dispatcher:
         self.streams: dict[int, list[Stream]] = {}
         self.redeliveries = 0
         self._queues: dict[tuple[int, Kind], dict[_Key, deque[Work]]] = {}
-        self._queued: set[tuple[Kind, int | tuple[int, str]]] = set()
-        self._held_back: dict[tuple[Kind, int | tuple[int, str]], asyncio.TimerHandle] = {}
+        self._queued: set[tuple[_Identity, str, str]] = set()
+        self._held_back: dict[_Identity, asyncio.TimerHandle] = {}
         self._had_turn: OrderedDict[Subject, Stream] = OrderedDict()
         """Whom instances had their last turn from, while a hub has several workers."""
         self._number = 0
@@ -171,11 +172,11 @@ class Dispatcher:
                     self._fill(stream, kind)
 
     def offer(self, work: Work) -> None:
-        """Hand work out, or queue it. The same subject is queued once."""
-        identity = _identity(work)
-        if identity in self._queued or identity in self._held_back:
+        """Hand work out, or queue it. The same subject is queued once under one name and version."""
+        place = _place(work)
+        if place in self._queued or place[0] in self._held_back:
             return
-        self._queued.add(identity)
+        self._queued.add(place)
         self._number += 1
         work.number = self._number
         self.waiting[work.kind] += 1
@@ -193,7 +194,7 @@ class Dispatcher:
     def hold_back(self, work: Work, delay_s: float, then: Callable[[], None]) -> None:
         """Offer nothing about this subject for a while, then call ``then``."""
         self.let_go(work.kind, work.subject)
-        identity = _identity(work)
+        identity = _identity(work.kind, work.subject)
 
         def release() -> None:
             del self._held_back[identity]
@@ -204,8 +205,8 @@ class Dispatcher:
     def let_go(self, kind: Kind, subject: Subject) -> None:
         """Hold a subject back no longer. Nobody is called then."""
         if self._held_back:
-            identity = kind, subject.row if isinstance(subject, Activity) else subject
-            if (handle := self._held_back.pop(identity, None)) is not None:
+            handle = self._held_back.pop(_identity(kind, subject), None)
+            if handle is not None:
                 handle.cancel()
 
     def _choose(self, work: Work) -> Stream | None:
@@ -293,7 +294,7 @@ class Dispatcher:
         stream.pending.clear()
         for work in unsent:
             self.waiting[work.kind] -= 1
-            self._queued.discard(_identity(work))
+            self._queued.discard(_place(work))
             self.offer(work)
         lost = list(stream.held.values())
         stream.held.clear()
@@ -304,13 +305,13 @@ class Dispatcher:
     def sent(self, stream: Stream, work: Work) -> None:
         """Work is about to be written to a stream under ``work.token``."""
         self.waiting[work.kind] -= 1
-        self._queued.discard(_identity(work))
+        self._queued.discard(_place(work))
         stream.held[work.token] = work
 
     def skipped(self, stream: Stream, work: Work) -> None:
         """Assigned work turned out to be no longer wanted."""
         self.waiting[work.kind] -= 1
-        self._queued.discard(_identity(work))
+        self._queued.discard(_place(work))
         stream.outstanding[work.kind] -= 1
         self._fill(stream, work.kind)
 
@@ -359,7 +360,7 @@ class Dispatcher:
             for queue in self._queues.pop((hub, kind), {}).values():
                 for work in queue:
                     self.waiting[kind] -= 1
-                    self._queued.discard(_identity(work))
+                    self._queued.discard(_place(work))
         for stream in list(self.streams.get(hub, ())):
             stream.close()
 
@@ -392,6 +393,10 @@ class Dispatcher:
         return counts
 
 
-def _identity(work: Work) -> tuple[Kind, int | tuple[int, str]]:
-    subject = work.subject
-    return work.kind, subject.row if isinstance(subject, Activity) else subject
+def _identity(kind: Kind, subject: Subject) -> _Identity:
+    return kind, subject.row if isinstance(subject, Activity) else subject
+
+
+def _place(work: Work) -> tuple[_Identity, str, str]:
+    """Where it is queued: who takes an instance may not take what is started under its id afterwards."""
+    return _identity(work.kind, work.subject), work.name, work.version

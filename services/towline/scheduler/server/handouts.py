@@ -46,6 +46,8 @@ class Handouts:
         instance = runtime.instance_of(work)
         if instance is None or not instance.runnable:
             return None
+        if (instance.name, instance.version or "") != (work.name, work.version):
+            return None  # the id was used again, for what this worker may not take: that is queued by itself
         token = runtime.tokens.turn()
         data = runtime.change_quietly(
             lambda changes, now: turns.begin(changes, runtime.world, instance, token, now)

@@ -163,10 +163,15 @@ class Runtime:
         """Offer work that may have been done meanwhile: then it is skipped when it should be sent."""
         subject = work.subject
         if isinstance(subject, Activity):
-            if not subject.done:
-                self.dispatcher.offer(work)
-        else:
-            self.dispatcher.offer(work)
+            if subject.done:
+                return
+        elif work.kind is Kind.ORCHESTRATION:
+            instance = self.world.instance(*subject)
+            if instance is None:
+                return
+            # Its id may have been used again meanwhile, and what was offered of that not been queued.
+            work.name, work.version = instance.name, instance.version or ""
+        self.dispatcher.offer(work)
 
     def _committed(self, changes: Changes) -> None:
         """Memory and file agree about these changes."""
