@@ -17,6 +17,7 @@ from towline.scheduler.engine.errors import (
 )
 from towline.scheduler.engine.model import (
     COMPLETED,
+    CONTINUED_AS_NEW,
     FAILED,
     PENDING,
     RUNNING,
@@ -157,6 +158,22 @@ def test_a_history_over_the_limit_fails_the_instance_with_size_and_limit() -> No
 
     assert run.failure is not None
     assert "4000 bytes" in pb.TaskFailureDetails.FromString(run.failure).errorMessage
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_an_instance_that_ends_before_its_first_turn_keeps_what_it_was_started_with(generation: int) -> None:
+    """Restart and whoever asks after its input read it from there, once it is not in memory any more."""
+    bench = Bench()
+    run = bench.start("x", '"of 1"')
+    if generation == 2:
+        bench.begin(run)
+        bench.answer(run, complete(CONTINUED_AS_NEW, '"of 2"'))
+    bench.begin(run)  # with a worker that is never heard of again
+
+    control.terminate(bench.changes, bench.world, HUB, run.id, None, recursive=False, now=bench.now)
+
+    assert names(run) == ["executionStarted", "executionTerminated", "executionCompleted"]
+    assert history(run)[0].executionStarted.input.value == f'"of {generation}"'
 
 
 def test_a_turn_lost_too_often_is_poison() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from durabletask.internal import orchestrator_service_pb2 as pb
+from google.protobuf.wrappers_pb2 import StringValue
 
 from towline.scheduler.engine import control, lifecycle, turns
 from towline.scheduler.engine.changes import Changes
@@ -301,5 +302,36 @@ async def test_a_backup_never_replaces_a_file(tmp_path: Path) -> None:
     assert precious.read_text() == "mine"
     assert not (tmp_path / "nowhere").exists()
     assert not [name for name in os.listdir(tmp_path) if name.startswith((".precious", ".link"))]
+    runtime.close()
+    writer.close()
+
+
+async def test_an_instance_that_was_terminated_before_its_first_turn_is_restarted_with_its_input(
+    tmp_path: Path,
+) -> None:
+    runtime, writer = open_runtime(tmp_path)
+    hub = runtime.hub("h")
+    request = pb.CreateInstanceRequest(instanceId="run", name="x", input=StringValue(value='"mine"'))
+    runtime.change(lambda changes, world, now: lifecycle.start(changes, world, hub, request, now))
+    runtime.change(
+        lambda changes, world, now: control.terminate(
+            changes, world, hub, "run", None, recursive=False, now=now
+        )
+    )
+    await runtime.journal.commit()
+    runtime.close()
+    writer.close()
+
+    runtime, writer = open_runtime(tmp_path)
+    ended = runtime.world.instance(hub, "run")
+    assert ended is not None
+    assert runtime.world.load_input(ended) == '"mine"'
+    runtime.change(
+        lambda changes, world, now: control.restart(changes, world, hub, "run", new_id=False, now=now)
+    )
+    await runtime.journal.commit()
+    (turn,) = take(runtime)
+    starts = [event.executionStarted for event in turn.orchestratorRequest.newEvents]
+    assert [start.input.value for start in starts if start.name] == ['"mine"']
     runtime.close()
     writer.close()

@@ -268,12 +268,23 @@ def end_now(
     now: int,
     before: list[bytes] | None = None,
 ) -> None:
-    """End an instance without a turn: ``before`` and the end are appended to its history."""
+    """End an instance without a turn: ``before`` and the end are appended to its history.
+
+    If it has had no turn, what it was started with goes before them: its input is nowhere else.
+    """
     appended = [
+        *_start_in_inbox(instance),
         *(before or []),
         finish(changes, world, instance, status=status, output=output, failure=failure, now=now),
     ]
     changes.append_history(instance, wire.fields(wire.PAST_EVENT, appended), len(appended))
+
+
+def _start_in_inbox(instance: Instance) -> list[bytes]:
+    if instance.history_seq or not instance.inbox:
+        return []
+    first = instance.inbox[0].event
+    return [first] if pb.HistoryEvent.FromString(first).HasField("executionStarted") else []
 
 
 def fail(
