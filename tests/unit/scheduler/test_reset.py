@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,10 +13,12 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 from tests.unit.scheduler.test_store import ACTIVITY, answer, attached, given, open_runtime, start
 from tests.waiting import eventually_async
 
+from towline.scheduler.engine import lifecycle
 from towline.scheduler.engine.errors import NotDurableError
 from towline.scheduler.server.dispatch import Kind, Stream, Work
 from towline.scheduler.server.runtime import Runtime
 from towline.scheduler.store import failpoints
+from towline.scheduler.store.database import connect
 
 GRACE_S = 0.05
 
@@ -124,3 +127,54 @@ async def test_a_task_hub_whose_deletion_was_not_committed_is_left_alone(runtime
     assert not runtime.doomed_hubs, (
         "the upkeep would empty it, and delete the number that runs are started under"
     )
+
+
+async def test_a_start_that_comes_between_a_failed_commit_and_the_reset_is_refused_or_found_again(
+    runtime: Runtime, writer: sqlite3.Connection
+) -> None:
+    """It would be under the number of a task hub that never came to be."""
+    answers: list[NotDurableError | None] = []
+
+    def start_in(hub: int) -> None:
+        request = pb.CreateInstanceRequest(instanceId=f"run{len(answers)}", name="x")
+        runtime.change(lambda changes, world, now: lifecycle.start(changes, world, hub, request, now))
+        runtime.journal.when_durable(answers.append)
+
+    failpoints.arm("apply.before", "error")
+    start_in(runtime.hub("new"))
+    runtime.loop.call_soon(lambda: start_in(runtime.hub("new")))  # another caller's, just after the commit
+    await eventually_async(lambda: len(answers) == 2, "both are answered")
+
+    accepted = [error for error in answers if error is None]
+    found = "SELECT count(*) FROM instance JOIN hub ON hub.id=instance.hub WHERE hub.name='new'"
+    assert writer.execute(found).fetchone() == (len(accepted),)
+
+
+async def test_the_file_is_read_once_when_it_can_be_written_again(
+    runtime: Runtime, writer: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read twice, it would have handed out again what has gone out since the first time."""
+    monkeypatch.setattr("towline.scheduler.server.runtime._RECOVER_AGAIN_S", 0.02)
+    await start(runtime, "run")
+    reads: list[None] = []
+    recover = runtime.recover
+
+    def counted() -> None:
+        recover()
+        reads.append(None)
+
+    monkeypatch.setattr(runtime, "recover", counted)
+    writer.execute("PRAGMA busy_timeout=0")
+    with contextlib.closing(connect(runtime.path)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for _ in range(5):
+            with pytest.raises(NotDurableError):
+                await start(runtime, "refused")
+        other.execute("ROLLBACK")
+
+    await eventually_async(lambda: reads, "the file has been read")
+    await start(runtime, "accepted")
+    all_over = asyncio.Event()
+    runtime.loop.call_later(0.1, all_over.set)
+    await all_over.wait()
+    assert len(reads) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import Final
 
 from towline.http2 import Keepalive
 from towline.http2 import Server as CallServer
+from towline.scheduler.engine.errors import NotDurableError
 from towline.scheduler.server.admin import Admin, Health
 from towline.scheduler.server.http import MetricsServer
 from towline.scheduler.server.readers import Readers
@@ -115,7 +117,8 @@ class Server:
                 stream.close()
         await self._calls.stop(_STOP_GRACE_S, self._binding.stop)
         await self._metrics.stop()
-        await self.runtime.journal.commit()
+        with contextlib.suppress(NotDurableError):  # whoever asked for it has been told
+            await self.runtime.journal.commit()
         self.close()
 
     def close(self) -> None:

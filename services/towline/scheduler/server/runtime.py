@@ -47,6 +47,8 @@ DEFAULT_HUB = "default"
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
 _FAILURES_COUNTED: Final = 10
+_RECOVER_AGAIN_S: Final = 1.0
+"""Until the file is read again that could not be read after a failed commit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +112,8 @@ class Runtime:
         self._failures = 0
         """Commits that failed since the last one that did not."""
         self._resuming: asyncio.TimerHandle | None = None
+        self._recovering: asyncio.Handle | None = None
+        """The reading of the file that is to come after a failed commit."""
 
     def _secret(self) -> bytes:
         stored = self._loader.meta("secret")
@@ -239,12 +243,19 @@ class Runtime:
             delay_s = min(_FIRST_PAUSE_S * 2 ** (self._failures - 1), _LONGEST_PAUSE_S)
             self._resuming = self.loop.call_later(delay_s, self._resume)
         self._failures = min(self._failures + 1, _FAILURES_COUNTED)
+        self._forget()
+        # Until the file is read, callers may still be told numbers of rows and hubs that never came to be.
+        self.journal.refusal = error
+        if self._recovering is not None:
+            self._recovering.cancel()
+        self._recovering = self.loop.call_soon(self._recover_or_retry, error)
+
+    def _forget(self) -> None:
         self.world.clear()
         self.dispatcher.clear()
         self.handouts.clear()
         self.joins.clear()
         self._signals.clear()
-        self.loop.call_soon(self._recover_or_retry)
 
     def _resume(self) -> None:
         if self._resuming is not None:
@@ -252,13 +263,21 @@ class Runtime:
             self._resuming = None
         self.dispatcher.resume()
 
-    def _recover_or_retry(self) -> None:
+    def _recover_or_retry(self, failure: BaseException) -> None:
+        self._recovering = None
+        self.journal.discard(failure)
+        self._forget()
         try:
             self.recover()
         except sqlite3.Error as error:
             _log.error("runtime.recovery_failed", extra={"error": str(error)})  # no use for the trace
-            self.loop.call_later(1.0, self._recover_or_retry)
+            if self._writer.in_transaction:
+                self._writer.rollback()
+            self._recovering = self.loop.call_later(_RECOVER_AGAIN_S, self._recover_or_retry, failure)
             return
+        self.journal.refusal = None
+        for hub in self.dispatcher.streams.keys() - self.hubs.values():
+            self.dispatcher.drop_hub(hub)  # its number never came to be: the workers connect to another one
         self.answers.fail_refused()
         self.waiters.wake_all()
 
@@ -267,6 +286,8 @@ class Runtime:
         self.timers.close()
         if self._resuming is not None:
             self._resuming.cancel()
+        if self._recovering is not None:
+            self._recovering.cancel()
         self.journal.close()
         self._reader.close()
 

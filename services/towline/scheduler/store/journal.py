@@ -17,7 +17,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -54,6 +54,11 @@ class _Batch:
     waiters: list[WhenDurable] = field(default_factory=list["WhenDurable"])
 
 
+def _refuse(waiters: Iterable[WhenDurable], error: BaseException) -> None:
+    for then in waiters:
+        then(NotDurableError(f"the change could not be committed: {error}"))
+
+
 class Journal:
     """Collects changes and commits them in order. Used from one event loop only.
 
@@ -75,6 +80,8 @@ class Journal:
         self.stats = CommitStats()
         self.wants_rest: Callable[[], bool] = lambda: False
         """Whether somebody needs a moment in which no commit is under way."""
+        self.refusal: BaseException | None = None
+        """Why nothing is committed: what is changed builds on what is not on disk."""
         self._connection = connection
         self._on_commit = on_commit
         self._effects = effects
@@ -138,6 +145,9 @@ class Journal:
         if self._committing is not None:
             return
         batch = self._open
+        if self.refusal is not None:
+            self._fail(batch, self.refusal)
+            return
         if not batch.changes:
             # No commit is under way: what these waited for is on disk.
             waiters, batch.waiters = batch.waiters, []
@@ -255,8 +265,12 @@ class Journal:
         following, self._open = self._open, _Batch()
         self._committing = self._doomed = None
         self._on_failure(error)
-        for then in (*batch.waiters, *following.waiters):
-            then(NotDurableError(f"the change could not be committed: {error}"))
+        _refuse((*batch.waiters, *following.waiters), error)
+
+    def discard(self, error: BaseException) -> None:
+        """Undo what is not being committed yet. The caller sees to the state in memory."""
+        batch, self._open = self._open, _Batch()
+        _refuse(batch.waiters, error)
 
     def abort(self, error: BaseException) -> None:
         """Undo everything that is not committed: the state in memory can't be trusted any more."""
