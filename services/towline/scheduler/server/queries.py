@@ -20,7 +20,7 @@ from towline.scheduler.store.statements import SQL
 
 PAGE_ROWS: Final = 1_000
 PAGE_BYTES: Final = 1_048_576
-"""Clients take 4 MiB by default and ask for pages of two billion rows."""
+"""Clients take 4 MiB by default and ask for pages of two billion rows. Only one row alone may be larger."""
 _LIST_PAGE: Final = 100
 _FETCH: Final = 256
 _FOREVER: Final = 1 << 62
@@ -57,15 +57,19 @@ def query_instances(
     live_only = bool(wanted) and not wanted & TERMINAL
     for row in _instance_rows(connection, hub, after, until, prefix, live_only=live_only):
         instance = instance_of(row)
-        if len(response.orchestrationState) == limit or size > PAGE_BYTES:
+        if len(response.orchestrationState) == limit:
             response.continuationToken.value = _encode_token(*last)
             break
-        last = (instance.created, instance.id)
         if wanted and instance.status not in wanted:
+            last = (instance.created, instance.id)
             continue
         data = loader.input(instance) if query.fetchInputsAndOutputs else None
         state = instance_state(instance, payloads=query.fetchInputsAndOutputs, data=data)
         size += state.ByteSize()
+        if response.orchestrationState and size > PAGE_BYTES:
+            response.continuationToken.value = _encode_token(*last)
+            break
+        last = (instance.created, instance.id)
         response.orchestrationState.append(state)
     return response
 
@@ -148,20 +152,19 @@ def query_entities(
             if state is None and not query.includeTransient:
                 after = entity_id
                 continue
-            if len(response.entities) == limit or size > PAGE_BYTES:
+            entity = pb.EntityMetadata(
+                instanceId=entity_id,
+                lastModifiedTime=timestamp(modified),
+                backlogQueueSize=backlog,
+                lockedBy=text(holder),
+                serializedState=text(state) if query.includeState else None,
+            )
+            size += entity.ByteSize()
+            if len(response.entities) == limit or (response.entities and size > PAGE_BYTES):
                 response.continuationToken.value = _encode_token(0, after)
                 return response
             after = entity_id
-            response.entities.append(
-                pb.EntityMetadata(
-                    instanceId=entity_id,
-                    lastModifiedTime=timestamp(modified),
-                    backlogQueueSize=backlog,
-                    lockedBy=text(holder),
-                    serializedState=text(state) if query.includeState else None,
-                )
-            )
-            size += len(state or "") if query.includeState else 64
+            response.entities.append(entity)
         if len(rows) < _FETCH:
             return response
 
