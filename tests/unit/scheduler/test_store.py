@@ -26,6 +26,7 @@ from towline.scheduler.store import failpoints
 from towline.scheduler.store.database import FILE_NAME, backup, connect, migrate, migrations, open_folder
 from towline.scheduler.store.errors import DamagedError, InUseError, NewerFileError, StoreError
 
+SMALL_CACHE = CacheLimits(instances=2)
 BOUNDARIES = ("apply.before", "commit.before", "commit.after")
 
 
@@ -35,7 +36,9 @@ def _disarmed() -> Iterator[None]:
     failpoints.disarm()
 
 
-def open_runtime(folder: Path, grace_s: float = 0.0) -> tuple[Runtime, sqlite3.Connection]:
+def open_runtime(
+    folder: Path, grace_s: float = 0.0, cache: CacheLimits = SMALL_CACHE
+) -> tuple[Runtime, sqlite3.Connection]:
     path = folder / FILE_NAME
     writer = connect(path)
     migrate(writer, path)
@@ -43,7 +46,7 @@ def open_runtime(folder: Path, grace_s: float = 0.0) -> tuple[Runtime, sqlite3.C
         path,
         writer,
         limits=Limits(),
-        cache=CacheLimits(instances=2),
+        cache=cache,
         leases=Leases(grace_s=grace_s),
         test_clock=False,
     )

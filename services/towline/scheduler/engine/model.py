@@ -132,11 +132,18 @@ class Instance:
     """Turns in a row that were lost with their worker."""
     deleted: bool = False
     accounted: int = 0
-    """Bytes of history that the memory budget counts for it."""
+    """Bytes that the memory budget counts for it."""
     pins: int = 0
     """Batches under way that write this instance: it may not be evicted or read from the file."""
     unsettled: int = 0
     """Turns of it that are not on disk: the next one waits, as it builds on what they did."""
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes its history, input and output take in memory."""
+        history = self.history_bytes if self.chunks is not None else 0
+        waiting = len(self.inbox[0].event) if self.inbox else 0
+        return history + waiting + len(self.input or "") + len(self.output or "")
 
     @property
     def terminal(self) -> bool:
@@ -299,6 +306,8 @@ class Entity:
     losses: int = 0
     deleted: bool = False
     pins: int = 0
+    accounted: int = 0
+    """Bytes that the memory budget counts for it."""
     unsettled: int = 0
     """Outcomes and lock changes of it that are not on disk: the next batch waits, as it builds on them."""
 

@@ -84,7 +84,9 @@ class Service:
 
     async def get_instance(self, request: pb.GetInstanceRequest, hub: int) -> Reply:
         """State of an instance."""
-        return self.state_of(await self._settled(hub, request.instanceId), request)
+        reply = self.state_of(await self._settled(hub, request.instanceId), request)
+        self._runtime.world.trim()
+        return reply
 
     def raise_event(self, request: pb.RaiseEventRequest, hub: int) -> Reply:
         """Deliver an external event; durable when answered."""
@@ -255,6 +257,7 @@ class Service:
             await self._durable()
         if not entity.stored:
             return pb.GetEntityResponse(exists=False).SerializeToString()
+        self._runtime.world.trim()
         metadata = views.entity_metadata(entity, include_state=request.includeState)
         return pb.GetEntityResponse(exists=True, entity=metadata).SerializeToString()
 

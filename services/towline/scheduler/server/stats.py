@@ -78,7 +78,10 @@ METRICS: Final[Mapping[str, tuple[str, str]]] = {
     "towline_scheduler_commit_seconds_total": ("counter", "Seconds from the start of a batch to its commit"),
     "towline_scheduler_commit_failures_total": ("counter", "Commits that failed and were undone"),
     "towline_scheduler_cached_instances": ("gauge", "Instances in memory"),
-    "towline_scheduler_cached_history_bytes": ("gauge", "Bytes of ready history in memory"),
+    "towline_scheduler_cached_history_bytes": (
+        "gauge",
+        "Bytes of ready history, inputs and outputs in memory",
+    ),
     "towline_scheduler_open_activities": ("gauge", "Activities without a result"),
     "towline_scheduler_file_bytes": ("gauge", "Size of the database file"),
     "towline_scheduler_wal_bytes": ("gauge", "Size of the write-ahead log"),

@@ -23,6 +23,7 @@ class CacheLimits:
     instances: int = 20_000
     entities: int = 10_000
     history_bytes: int = 128 * 1024 * 1024
+    """Of histories, inputs and outputs; and as many of entities' states."""
 
 
 class MemoryWorld:
@@ -44,7 +45,9 @@ class MemoryWorld:
         self._cache = cache
         self._instances: OrderedDict[tuple[int, str], Instance] = OrderedDict()
         self._entities: OrderedDict[tuple[int, str], Entity] = OrderedDict()
-        self._history_bytes = 0
+        self._bytes = 0
+        """What the budget counts of instances."""
+        self._entity_bytes = 0
         self._next_row = 0
         self._reserved = 0
 
@@ -60,6 +63,7 @@ class MemoryWorld:
         found = self._loader.instance(hub, instance_id)
         if found is not None:
             self._instances[key] = found
+            self._account(found)
         return found
 
     def adopt(self, instance: Instance) -> None:
@@ -117,6 +121,7 @@ class MemoryWorld:
         found = self._loader.entity(hub, entity_id) or Entity(self.next_row(), hub, entity_id)
         self._entities[key] = found
         self._entity_ids[found.row] = key
+        self._account_entity(found)
         return found
 
     def next_row(self) -> int:
@@ -144,6 +149,7 @@ class MemoryWorld:
         if not instance.input_known:
             instance.input = self._loader.input(instance)
             instance.input_known = True
+            self._account(instance)
         return instance.input
 
     def load_history(self, instance: Instance) -> list[bytes]:
@@ -190,15 +196,18 @@ class MemoryWorld:
         self._entity_ids.clear()
         self.activity_rows.clear()
         self._rows_of.clear()
-        self._history_bytes = 0
+        self._bytes = self._entity_bytes = 0
 
     def forget_hub(self, hub: int) -> None:
         """Forget everything of one hub."""
         for key in [key for key in self._instances if key[0] == hub]:
-            self._instances.pop(key).deleted = True
+            instance = self._instances.pop(key)
+            instance.deleted = True
+            self._account(instance)
         for key in [key for key in self._entities if key[0] == hub]:
             entity = self._entities.pop(key)
             entity.deleted = True
+            self._account_entity(entity)
             self._entity_ids.pop(entity.row, None)
         for activity in [activity for activity in self.activity_rows.values() if activity.hub == hub]:
             activity.done = True
@@ -212,22 +221,31 @@ class MemoryWorld:
         for instance in changes.removed:
             if self._instances.get((instance.hub, instance.id)) is instance:
                 del self._instances[instance.hub, instance.id]
-            self._history_bytes -= instance.accounted
-            instance.accounted = 0
+            self._account(instance)
         for instance in changes.created.values():
             self._account(instance)
         for instance in changes.touched.values():
             if instance.terminal and instance.pins == 0:
                 instance.chunks = None
             self._account(instance)
-        self._trim()
+        for entity in changes.entities.values():
+            self._account_entity(entity)
+        self.trim()
 
     def _account(self, instance: Instance) -> None:
-        size = instance.history_bytes if instance.chunks is not None and not instance.deleted else 0
-        self._history_bytes += size - instance.accounted
+        is_kept = self._instances.get((instance.hub, instance.id)) is instance and not instance.deleted
+        size = instance.weight if is_kept else 0
+        self._bytes += size - instance.accounted
         instance.accounted = size
 
-    def _trim(self) -> None:
+    def _account_entity(self, entity: Entity) -> None:
+        is_kept = self._entities.get((entity.hub, entity.id)) is entity and not entity.deleted
+        size = len(entity.state or "") if is_kept else 0
+        self._entity_bytes += size - entity.accounted
+        entity.accounted = size
+
+    def trim(self) -> None:
+        """Keep within the budget. Not in the midst of an operation, which has read what nothing pins yet."""
         attempts = len(self._instances)
         while attempts and len(self._instances) > self._cache.instances:
             attempts -= 1
@@ -235,29 +253,38 @@ class MemoryWorld:
             if instance.pins or instance.turn is not None:
                 self._instances[key] = instance
                 continue
-            self._history_bytes -= instance.accounted
-            instance.accounted = 0
-        if self._history_bytes > self._cache.history_bytes:
-            for instance in self._instances.values():
-                if instance.accounted and not instance.pins:
-                    instance.chunks = None
-                    self._account(instance)
-                    if self._history_bytes <= self._cache.history_bytes * 3 // 4:
-                        break
+            self._account(instance)
+        if self._bytes > self._cache.history_bytes:
+            self._free(self._cache.history_bytes * 3 // 4)
         attempts = len(self._entities)
-        while attempts and len(self._entities) > self._cache.entities:
+        while attempts and (
+            len(self._entities) > self._cache.entities or self._entity_bytes > self._cache.history_bytes
+        ):
             attempts -= 1
             key, entity = self._entities.popitem(last=False)
             if entity.pins or entity.batch is not None:
                 self._entities[key] = entity
             else:
                 self._entity_ids.pop(entity.row, None)
+                self._account_entity(entity)
+
+    def _free(self, goal_bytes: int) -> None:
+        for key, instance in list(self._instances.items()):
+            if instance.pins or not instance.accounted:
+                continue
+            if instance.turn is None:
+                del self._instances[key]
+            else:
+                instance.chunks = None
+            self._account(instance)
+            if self._bytes <= goal_bytes:
+                return
 
     def sizes(self) -> dict[str, int]:
         """What is in memory, for metrics."""
         return {
             "instances": len(self._instances),
             "entities": len(self._entities),
-            "history_bytes": self._history_bytes,
+            "history_bytes": self._bytes,
             "activities": len(self.activity_rows),
         }

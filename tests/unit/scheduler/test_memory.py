@@ -1,0 +1,104 @@
+"""What is kept in memory is bounded by its bytes, not only by how many there are."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from durabletask.internal import orchestrator_service_pb2 as pb
+from google.protobuf.wrappers_pb2 import StringValue
+from tests.unit.scheduler.test_store import attached, given, open_runtime
+
+from towline.scheduler.engine import lifecycle
+from towline.scheduler.server.readers import Readers
+from towline.scheduler.server.runtime import Runtime
+from towline.scheduler.server.service import Service
+from towline.scheduler.server.world import CacheLimits
+
+COUNT = 40
+PAYLOAD = "x" * 100_000
+BUDGET_BYTES = 10 * len(PAYLOAD)
+
+
+@pytest.fixture
+async def runtime(tmp_path: Path) -> AsyncIterator[Runtime]:
+    cache = CacheLimits(instances=1_000, entities=1_000, history_bytes=BUDGET_BYTES)
+    runtime, writer = open_runtime(tmp_path, cache=cache)
+    yield runtime
+    runtime.close()
+    writer.close()
+
+
+async def start_all(runtime: Runtime) -> int:
+    hub = runtime.hub("h")
+    for number in range(COUNT):
+        request = pb.CreateInstanceRequest(
+            instanceId=f"run{number}", name="x", input=StringValue(value=PAYLOAD)
+        )
+        runtime.change(
+            lambda changes, world, now, one=request: lifecycle.start(changes, world, hub, one, now)
+        )
+        await runtime.journal.commit()
+    return hub
+
+
+def known(runtime: Runtime, hub: int) -> int:
+    return sum(runtime.world.known_instance(hub, f"run{number}") is not None for number in range(COUNT))
+
+
+async def test_runs_that_wait_with_large_inputs_are_in_the_file_only(runtime: Runtime) -> None:
+    hub = await start_all(runtime)
+
+    assert known(runtime, hub) * len(PAYLOAD) <= BUDGET_BYTES
+    turns = given(runtime, attached(runtime))
+    assert len(turns) == COUNT
+
+
+async def test_finished_runs_with_large_outputs_are_in_the_file_only(
+    runtime: Runtime, tmp_path: Path
+) -> None:
+    hub = await start_all(runtime)
+    for turn in given(runtime, attached(runtime)):
+        end = pb.CompleteOrchestrationAction(
+            orchestrationStatus=pb.ORCHESTRATION_STATUS_COMPLETED, result=StringValue(value=PAYLOAD)
+        )
+        runtime.answers.complete_turn(
+            pb.OrchestratorResponse(
+                instanceId=turn.orchestratorRequest.instanceId,
+                completionToken=turn.completionToken,
+                actions=[pb.OrchestratorAction(id=1, completeOrchestration=end)],
+            )
+        )
+        await runtime.journal.commit()
+
+    assert known(runtime, hub) * len(PAYLOAD) <= BUDGET_BYTES
+
+    readers = Readers(runtime.path)
+    service = Service(runtime, readers)
+    for number in range(COUNT):
+        asked = pb.GetInstanceRequest(instanceId=f"run{number}", getInputsAndOutputs=True)
+        answer = pb.GetInstanceResponse.FromString(await service.get_instance(asked, hub))
+        assert answer.orchestrationState.output.value == PAYLOAD
+        assert answer.orchestrationState.input.value == PAYLOAD
+    readers.close()
+    assert known(runtime, hub) * len(PAYLOAD) <= BUDGET_BYTES, "also if they are only asked after"
+
+
+async def test_entities_with_large_states_are_in_the_file_only(runtime: Runtime) -> None:
+    hub = runtime.hub("h")
+    stream = attached(runtime)
+    for number in range(COUNT):
+        runtime.signal(hub, pb.SignalEntityRequest(instanceId=f"@e@{number}", name="set"))
+        await runtime.journal.commit()
+        (batch,) = given(runtime, stream)
+        result = pb.EntityBatchResult(
+            results=[pb.OperationResult(success=pb.OperationResultSuccess())],
+            entityState=StringValue(value=PAYLOAD),
+            completionToken=batch.completionToken,
+        )
+        assert runtime.answers.complete_batch(result)
+        await runtime.journal.commit()
+
+    assert runtime.world.sizes()["entities"] * len(PAYLOAD) <= BUDGET_BYTES
+    assert runtime.world.entity(hub, "@e@0").state == PAYLOAD
