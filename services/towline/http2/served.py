@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Handler = Callable[["ServedCall", bytes], None]
 """Takes a call and its request. If it raises, the call ends as UNKNOWN and the log has why."""
 _Code: Final = grpc.StatusCode
+_NOT_ONE: Final = "a call needs one message, whole"
 
 
 class ServedCall(Stream):
@@ -154,12 +155,15 @@ class ServedCall(Stream):
             self.end(_Code.RESOURCE_EXHAUSTED, f"Received message larger than max ({size} vs. {limit})")
         elif last:
             self._hand_over(bytes(self._body) or data)
+        elif len(self._body) > PREFIX_BYTES + size:
+            self._body.clear()
+            self.end(_Code.INTERNAL, _NOT_ONE)
 
     def _hand_over(self, body: bytes) -> None:
         self._body.clear()
         size = len(body) - PREFIX_BYTES
         if size < 0 or size != int.from_bytes(body[1:PREFIX_BYTES], "big"):
-            self.end(_Code.INTERNAL, "a call needs one message, whole")
+            self.end(_Code.INTERNAL, _NOT_ONE)
             return
         message = body[PREFIX_BYTES:]
         if not body[0]:

@@ -251,6 +251,16 @@ async def test_a_message_that_is_too_large_is_refused_before_it_is_there() -> No
     assert not caller.closed
 
 
+async def test_a_request_that_goes_on_after_its_message_is_refused_before_it_ends() -> None:
+    """It would be kept without bound, and before anybody has asked for a token."""
+    caller = Caller()
+    number = caller.call(None)
+    caller.say(frame(Kind.DATA, 0, number, message(b"abc")))
+    caller.say(frame(Kind.DATA, 0, number, b"d"))
+    _, _, trailers = await caller.answer(number)
+    assert (trailers["grpc-status"], caller.messages) == (refused(grpc.StatusCode.INTERNAL), [])
+
+
 @pytest.mark.parametrize(("name", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
 async def test_compressed_requests_are_read(name: str, compress: Callable[[bytes], bytes]) -> None:
     caller = Caller()
