@@ -64,6 +64,8 @@ class Upkeep:
                 await job()
             except NotDurableError as error:
                 _log.warning("upkeep.failed", extra={"job": name, "error": str(error)})
+            except Exception:  # noqa: BLE001  # whatever it is, leases go on running out
+                _log.exception("upkeep.failed", extra={"job": name})
 
     async def _check_leases(self) -> None:
         self._runtime.losses.expire()
