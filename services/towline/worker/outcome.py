@@ -9,13 +9,14 @@ from datetime import datetime
 from typing import Any, Final
 
 import durabletask.internal.orchestrator_service_pb2 as pb
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from towline.contracts.durable import CANCELLED_ERROR_TYPE
 from towline.contracts.events import ErrorInfo, RunCancelled, RunCompleted, RunFailed, RunOutcome, Usage
 
 _TASK_FAILED: Final = "TaskFailedError"
 _TERMINATED: Final = "terminated"
+_NOT_JSON: Final = "OutputNotJsonError"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,14 +37,7 @@ def outcome_of(action: pb.CompleteOrchestrationAction, facts: RunFacts) -> RunOu
     if status == pb.ORCHESTRATION_STATUS_CONTINUED_AS_NEW:
         return None
     if status == pb.ORCHESTRATION_STATUS_COMPLETED:
-        return RunCompleted(
-            run_id=facts.run_id,
-            run_type=facts.run_type,
-            output=json.loads(action.result.value) if action.result.value else None,
-            usage=facts.usage,
-            started_at=facts.started_at or facts.finished_at,
-            finished_at=facts.finished_at,
-        )
+        return _completed(json.loads(action.result.value) if action.result.value else None, facts)
     failure = action.failureDetails
     if status == pb.ORCHESTRATION_STATUS_TERMINATED or type_name(failure) == CANCELLED_ERROR_TYPE:
         terminated = status == pb.ORCHESTRATION_STATUS_TERMINATED
@@ -54,6 +48,26 @@ def outcome_of(action: pb.CompleteOrchestrationAction, facts: RunFacts) -> RunOu
             finished_at=facts.finished_at,
         )
     return failed(facts, error_info(failure))
+
+
+def _completed(output: Any, facts: RunFacts) -> RunCompleted | RunFailed:
+    """``run.completed``; ``run.failed`` if the output is what Python writes as JSON and no contract takes."""
+    try:
+        return RunCompleted(
+            run_id=facts.run_id,
+            run_type=facts.run_type,
+            output=output,
+            usage=facts.usage,
+            started_at=facts.started_at or facts.finished_at,
+            finished_at=facts.finished_at,
+        )
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]["msg"]
+        message = (
+            f"the run returned, but its output can't be published: {problem}; "
+            "return JSON without NaN, Infinity and very deep nesting"
+        )
+        return failed(facts, ErrorInfo(type=_NOT_JSON, message=message))
 
 
 def failed(facts: RunFacts, error: ErrorInfo) -> RunFailed:

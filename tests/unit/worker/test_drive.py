@@ -166,6 +166,29 @@ def test_code_that_exits_the_process_fails_the_run_instead() -> None:
     assert "SystemExit" in outcome.error.message
 
 
+def _nested(depth: int) -> list[Any]:
+    nested: list[Any] = []
+    for _ in range(depth):
+        nested = [nested]
+    return nested
+
+
+@pytest.mark.parametrize(
+    "output", [{"loss": float("nan")}, [float("inf")], _nested(400)], ids=["NaN", "Infinity", "deep"]
+)
+def test_an_output_that_no_event_can_carry_fails_the_run(output: Any) -> None:
+    def returns(ctx: Any, _: Any) -> Any:
+        return output
+        yield
+
+    run = Simulator.of(returns)
+    assert ids_of(run.start()) == ["run-1/started", "run-1/outcome"]
+    outcome = events(run.said)[-1].data
+    assert isinstance(outcome, RunFailed)
+    assert outcome.error.type == "OutputNotJsonError"
+    assert len(outcome.error.message) < 300
+
+
 def fan_out(ctx: task.OrchestrationContext, count: int) -> Any:
     results = yield when_all([ctx.call_activity(greet, input=n) for n in range(count)])
     return results
