@@ -85,7 +85,7 @@ class _Drive:
         step: _Step = next
         try:
             while True:
-                yielded = step(self._code)
+                yielded = self._carry_on(step)
                 if self._context.next_generation is not None:
                     self._code.close()
                     return self._continue_as_new()
@@ -100,9 +100,16 @@ class _Drive:
             return stopped.value
         except RunCancelled:
             raise self._cancelled() from None
-        except (SystemExit, KeyboardInterrupt) as exit_error:
-            # Neither may end the host, nor leave the run without an outcome.
-            raise WorkerError(f"the orchestration raised {type(exit_error).__name__}") from exit_error
+
+    def _carry_on(self, step: _Step) -> task.Task[Any]:
+        try:
+            return step(self._code)
+        except BaseException as error:
+            if isinstance(error, Exception | RunCancelled):
+                raise
+            # SystemExit may not end the host, nor CancelledError pass for a cancel of the host's own task:
+            # either would leave the run without an outcome.
+            raise WorkerError(f"the orchestration raised {type(error).__name__}") from error
 
     def _wait_for(self, yielded: task.Task[Any]) -> Generator[task.Task[Any], Any, _Step]:
         """Wait until `yielded` is complete or the run is cancelled; answer how the code goes on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -30,6 +30,8 @@ class Listening(pb_grpc.TaskHubSidecarServiceServicer):
         self.says = says
         self.streams: list[dict[str, str]] = []
         self.done: list[str] = []
+        self.answers: dict[str, Any] = {}
+        """What was reported, by token."""
 
     async def Hello(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         return empty_pb2.Empty()
@@ -42,12 +44,21 @@ class Listening(pb_grpc.TaskHubSidecarServiceServicer):
         await asyncio.Event().wait()
 
     async def CompleteActivityTask(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
-        self.done.append(request.completionToken)
+        return self._take(request)
+
+    async def CompleteEntityTask(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        return self._take(request)
+
+    def _take(self, answer: Any) -> Any:
+        self.done.append(answer.completionToken)
+        self.answers[answer.completionToken] = answer
         return pb.CompleteTaskResponse()
 
 
 @asynccontextmanager
-async def dispatching(service: Listening, *, direct: bool) -> AsyncGenerator[Dispatcher]:
+async def dispatching(
+    service: Listening, *, direct: bool = True, set_up: Callable[[TowlineWorker], None] | None = None
+) -> AsyncGenerator[Dispatcher]:
     server = grpc.aio.server(options=(("grpc.max_send_message_length", -1),))
     pb_grpc.add_TaskHubSidecarServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -62,6 +73,8 @@ async def dispatching(service: Listening, *, direct: bool) -> AsyncGenerator[Dis
         secure_channel=False,
     )
     worker.add_activity(length)
+    if set_up is not None:
+        set_up(worker)
     made = Dispatcher(worker, outlet, DispatcherOptions(direct=direct))
     made.start()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -154,16 +155,16 @@ def test_yielding_something_else_than_a_task_fails_the_run() -> None:
     assert outcome.error.type == "TypeError"
 
 
-def leaves(ctx: Any, _: Any) -> Any:
-    raise SystemExit(3)
-    yield
+@pytest.mark.parametrize("leaving", [SystemExit, asyncio.CancelledError])
+def test_code_that_exits_the_process_or_its_task_fails_the_run_instead(leaving: type[BaseException]) -> None:
+    def leaves(ctx: Any, _: Any) -> Any:
+        raise leaving
+        yield
 
-
-def test_code_that_exits_the_process_fails_the_run_instead() -> None:
     run = Simulator.of(leaves)
     outcome = events(run.start())[-1].data
     assert isinstance(outcome, RunFailed)
-    assert "SystemExit" in outcome.error.message
+    assert leaving.__name__ in outcome.error.message
 
 
 def _nested(depth: int) -> list[Any]:

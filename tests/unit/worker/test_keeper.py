@@ -145,6 +145,52 @@ def test_an_answer_that_can_not_be_reported_fails_the_run_and_leaves_nothing() -
     assert len(keeper) == 0
 
 
+class Unwritable:
+    def to_json(self) -> Any:
+        raise KeyError("nothing of the kind that JSON writers expect")
+
+
+def test_an_output_that_breaks_its_writer_ends_the_run() -> None:
+    def returns(_: Any, __: Any) -> Any:
+        return Unwritable()
+
+    def nests(_: Any, __: Any) -> Any:
+        nested: list[Any] = []
+        for _ in range(100_000):
+            nested = [nested]
+        return nested
+
+    for code, error in ((returns, "KeyError"), (nests, "RecursionError")):
+        keeper, scheduler = make_keeper(code), Scheduler(code.__name__)
+        request = scheduler.request()
+        turn = keeper._worker.begin_turn(request)
+        (action,) = keeper.carry_out(turn, request, "token").answer.message.actions
+        assert action.completeOrchestration.orchestrationStatus == pb.ORCHESTRATION_STATUS_FAILED
+        assert action.completeOrchestration.failureDetails.errorType.endswith(error)
+        assert turn.outbox[-1].event.id == "run-1/outcome"  # type: ignore[union-attr]
+
+
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no message")
+
+
+@pytest.mark.parametrize(
+    "error", [UnspeakableError(), ValueError("half a pair: \ud83d")], ids=["str", "surrogate"]
+)
+def test_an_error_that_can_not_be_described_fails_the_run(error: Exception) -> None:
+    def breaks(_: Any, __: Any) -> Any:
+        raise error
+
+    keeper, scheduler = make_keeper(breaks), Scheduler("breaks")
+    request = scheduler.request()
+    turn = keeper._worker.begin_turn(request)
+    (action,) = keeper.carry_out(turn, request, "token").answer.message.actions
+    failure = action.completeOrchestration.failureDetails
+    assert type(error).__name__ in (failure.errorType, failure.innerFailure.errorType)
+    assert turn.outbox[-1].event.type == "towline.run.failed.v1"  # type: ignore[union-attr]
+
+
 def test_another_execution_of_the_instance_is_replayed() -> None:
     keeper, scheduler = make_keeper(steps), Scheduler("steps")
     take_turn(keeper, scheduler)

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import logging
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -307,7 +307,11 @@ class Dispatcher:
 
     async def _activity(self, request: Any, token: str, connection: Connection) -> None:
         instruments.bind_activity(request)
-        execute = partial(sdk.execute_activity, self._worker, request, token)
+        execute = partial(
+            sdk.contained,
+            partial(sdk.execute_activity, self._worker, request, token),
+            partial(sdk.failed_activity, request, token),
+        )
         try:
             await self._payloads.fetch(request)
             answer = await asyncio.get_running_loop().run_in_executor(
@@ -338,15 +342,18 @@ class Dispatcher:
                 del self._batches[instance_id]
 
     async def _execute_batch(self, request: Any, token: str) -> sdk.Answer:
-        if sdk.is_agent_entity(self._worker, request.instanceId):
-            return await self._agent_batch(request, token)
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, sdk.execute_entity_batch, self._worker, request, token
+        execute = partial(
+            sdk.contained,
+            partial(sdk.execute_entity_batch, self._worker, request, token),
+            partial(sdk.failed_batch, request, token),
         )
+        if sdk.is_agent_entity(self._worker, request.instanceId):
+            return await self._agent_batch(request, execute)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, execute)
 
-    async def _agent_batch(self, request: Any, token: str) -> sdk.Answer:
+    async def _agent_batch(self, request: Any, execute: Callable[[], sdk.Answer]) -> sdk.Answer:
         assert self._crossing is not None, "start the dispatcher first"
-        waits = Waits(lambda: sdk.execute_entity_batch(self._worker, request, token))
+        waits = Waits(execute)
         run_ids = sdk.batch_run_ids(request)
         for run_id in run_ids:
             self._agent_turns.setdefault(run_id, set()).add(waits)

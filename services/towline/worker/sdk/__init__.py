@@ -26,7 +26,13 @@ from towline.worker.sdk.execution import (
     is_agent_entity,
     run_on_agent_loop,
 )
-from towline.worker.sdk.failures import failed_activity, failed_batch, failed_turn, largest_text_bytes
+from towline.worker.sdk.failures import (
+    contained,
+    failed_activity,
+    failed_batch,
+    failed_turn,
+    largest_text_bytes,
+)
 from towline.worker.sdk.messages import (
     OrchestratorRequest,
     OrchestratorResponse,
@@ -87,6 +93,7 @@ __all__ = [
     "check",
     "child_instance_id",
     "completion",
+    "contained",
     "data_converter",
     "default_converter",
     "execute_activity",

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from collections.abc import Callable
+from typing import Any, Final
 
 import durabletask.internal.orchestrator_service_pb2 as pb
 from durabletask.internal import helpers
 from google.protobuf import wrappers_pb2
+from greenlet import GreenletExit
 
+from towline.worker.errors import WorkerError
 from towline.worker.sdk.execution import Answer
+
+_log = logging.getLogger(__name__)
+_CAUSES_MAX: Final = 10
+
+
+def contained(execute: Callable[[], Answer], failed: Callable[[Exception], Answer]) -> Answer:
+    """What `execute` answers; if it raises instead, what `failed` makes of that.
+
+    The SDK's executors answer for what the user's code raises, with two exceptions: errors that they can't
+    describe (`__str__` raises, or gives half a surrogate pair), and what is no `Exception`, of which
+    SystemExit would end the process, and asyncio's CancelledError pass for a cancel of the work item.
+    """
+    try:
+        return execute()
+    except (GreenletExit, GeneratorExit):  # nobody waits for the answer any more
+        raise
+    except Exception as error:  # noqa: BLE001 — see above
+        _log.exception("item_raised")
+        return failed(error)
+    except BaseException as error:  # noqa: BLE001 — see above
+        _log.exception("item_raised")
+        return failed(WorkerError(f"the code raised {type(error).__name__}: {message_of(error)}"))
 
 
 def failed_turn(request: Any, token: str, error: Exception) -> pb.OrchestratorResponse:
     """The answer that fails the instance."""
     complete = pb.CompleteOrchestrationAction(
-        orchestrationStatus=pb.ORCHESTRATION_STATUS_FAILED, failureDetails=_failure(error)
+        orchestrationStatus=pb.ORCHESTRATION_STATUS_FAILED, failureDetails=failure_of(error)
     )
     return pb.OrchestratorResponse(
         instanceId=request.instanceId,
@@ -29,7 +55,7 @@ def failed_activity(request: Any, token: str, error: Exception) -> Answer:
     message = pb.ActivityResponse(
         instanceId=request.orchestrationInstance.instanceId,
         taskId=request.taskId,
-        failureDetails=_failure(error),
+        failureDetails=failure_of(error),
         completionToken=token,
     )
     return Answer("CompleteActivityTask", message)
@@ -40,7 +66,7 @@ def failed_batch(request: Any, token: str, error: Exception) -> Answer:
     infos: list[pb.OperationInfo] = []
     if isinstance(request, pb.EntityRequest):
         request, infos = helpers.convert_to_entity_batch_request(request)
-    failed = pb.OperationResult(failure=pb.OperationResultFailure(failureDetails=_failure(error)))
+    failed = pb.OperationResult(failure=pb.OperationResultFailure(failureDetails=failure_of(error)))
     message = pb.EntityBatchResult(
         results=[failed] * len(request.operations), completionToken=token, operationInfos=infos
     )
@@ -49,8 +75,21 @@ def failed_batch(request: Any, token: str, error: Exception) -> Answer:
     return Answer("CompleteEntityTask", message)
 
 
-def _failure(error: Exception) -> pb.TaskFailureDetails:
-    return pb.TaskFailureDetails(errorType=type(error).__name__, errorMessage=str(error))
+def failure_of(error: BaseException, causes: int = _CAUSES_MAX) -> pb.TaskFailureDetails:
+    """What is reported of `error`, whatever its message is made of."""
+    cause = error.__cause__ or error.__context__
+    inner = failure_of(cause, causes - 1) if isinstance(cause, Exception) and causes > 0 else None
+    return pb.TaskFailureDetails(
+        errorType=type(error).__name__, errorMessage=message_of(error), innerFailure=inner
+    )
+
+
+def message_of(error: BaseException) -> str:
+    """The error's message, which may be none that can be written."""
+    try:
+        return str(error).encode("utf-8", "replace").decode()
+    except Exception as broken:  # noqa: BLE001 — the user's `__str__`
+        return f"(no message: its __str__ raised {type(broken).__name__})"
 
 
 def largest_text_bytes(message: Any) -> int:

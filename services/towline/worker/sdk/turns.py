@@ -27,6 +27,7 @@ from durabletask.internal import tracing
 from durabletask.worker import VersionFailureStrategy, _OrchestrationExecutor, _RuntimeOrchestrationContext
 
 from towline.worker.sdk.execution import Answer, Worker
+from towline.worker.sdk.failures import failure_of
 from towline.worker.sdk.messages import started_event
 from towline.worker.sdk.releases import release_context
 
@@ -164,6 +165,9 @@ class Orchestration:
             elif strategy == VersionFailureStrategy.REJECT:
                 raise sdk_errors.AbandonOrchestrationError from error
         except Exception as error:  # noqa: BLE001 — what the code raises fails the orchestration
+            # The SDK calls an output's end complete before it has written the output: what breaks there
+            # (RecursionError, whatever a `to_json` raises) would leave it without an end.
+            context._is_complete = context._is_complete and _has_end(context)
             context.set_failed(error)
 
     def mark(self, request: pb.OrchestratorRequest, actions: int) -> None:
@@ -237,22 +241,30 @@ def carry_out(
     except Exception as error:  # noqa: BLE001 — the run is failed with it
         # Trouble of the executor itself: the code's own errors are results.
         _log.exception("turn_failed", extra={"instance_id": request.instanceId})
+        # Not by the SDK's own description: an error that it can't describe is one of those that come here.
+        failure = failure_of(error)
         if emits:
             tracing.emit_orchestration_span(
                 started.name if started is not None else "<unknown>",
                 request.instanceId,
                 began_ns,
                 is_failed=True,
-                failure_details=error,
+                failure_details=failure,
                 parent_trace_context=parent,
             )
-        failure = ph.new_failure_details(error, worker._exception_properties_provider, worker._logger)
         failed = ph.new_complete_orchestration_action(-1, pb.ORCHESTRATION_STATUS_FAILED, "", failure)
         response = pb.OrchestratorResponse(
             instanceId=request.instanceId, actions=[failed], completionToken=token
         )
     turn_count = 0 if orchestration is None else orchestration.turn_count
     return Carried(turn_answer(response), orchestration, goes_on, turn_count)
+
+
+def _has_end(context: _RuntimeOrchestrationContext) -> bool:
+    """Whether what has ended the code is among its actions, or comes to be by them."""
+    if context._completion_status == pb.ORCHESTRATION_STATUS_CONTINUED_AS_NEW:
+        return True
+    return any(action.HasField("completeOrchestration") for action in context._pending_actions.values())
 
 
 def turn_answer(response: pb.OrchestratorResponse) -> Answer:
