@@ -18,6 +18,7 @@ from opentelemetry import trace
 from towline.telemetry.propagation import in_trace
 from towline.telemetry.runs import RunRef, bind
 from towline.worker.context import TOWLINE_OPTION
+from towline.worker.stops import stops_told
 
 _log = logging.getLogger(__name__)
 
@@ -168,7 +169,7 @@ class ObservedAgent:
         recorders = _Recorders(self._observers, about, self._registered_name)
         try:
             about.begin()
-            with in_trace(about.traceparent):
+            with stops_told(), in_trace(about.traceparent):
                 answer = self._agent.run(messages, **arguments)
                 response = await answer if inspect.isawaitable(answer) else answer
         except BaseException as error:
@@ -194,7 +195,7 @@ class _WatchedStream:
     async def __aiter__(self) -> AsyncIterator[AgentResponseUpdate]:
         try:
             self._about.begin()
-            with in_trace(self._about.traceparent):
+            with stops_told(), in_trace(self._about.traceparent):
                 stream: Any = self._agent.run(self._messages, stream=True, **self._arguments)
                 self._stream = stream if hasattr(stream, "__aiter__") else await stream
                 async for update in self._stream:
@@ -207,7 +208,8 @@ class _WatchedStream:
     async def get_final_response(self) -> AgentResponse:
         """The whole response, after the stream was consumed."""
         try:
-            response = await self._stream.get_final_response()
+            with stops_told():
+                response = await self._stream.get_final_response()
         except BaseException as error:
             self._recorders.tell("on_error", error)
             raise

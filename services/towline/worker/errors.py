@@ -7,6 +7,7 @@ TowlineError
 │   ├── UnsupportedSdkError    an SDK of another version than the one this host is built for is installed
 │   ├── CredentialError        the scheduler's credential is not set
 │   ├── TurnAbandonedError     a turn was replaced by a newer delivery, or the host is stopping
+│   ├── AgentStoppedError      an agent's own code ended its task
 │   └── ApprovalExpired        nobody decided in time (raised into the run)
 ├── AgentRunError              an agent's turn failed (raised into the run; also a TaskFailedError)
 └── RunCancelledError          how the orchestration of a cancelled run ends
@@ -43,6 +44,10 @@ class TurnAbandonedError(WorkerError):
 
 class AgentTurnCancelledError(WorkerError):
     """The run was cancelled while this agent's model call was in flight."""
+
+
+class AgentStoppedError(WorkerError):
+    """An agent's own code ended its task: by SystemExit, or by a CancelledError that nobody asked for."""
 
 
 class ApprovalExpired(WorkerError):  # noqa: N818 — users catch it as a condition of their run

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
+from agent_framework import Agent
+from agent_framework_durabletask import DurableAIAgentWorker
 from durabletask.internal import orchestrator_service_pb2 as pb
 from tests.integration.worker.test_stream import Listening, dispatching
 from tests.waiting import eventually_async
 
+from towline.testing.scripted import ScriptedChatClient
+from towline.worker.agents import ObservedAgent
+from towline.worker.app import App
 from towline.worker.worker import TowlineWorker
 
 
@@ -59,3 +65,67 @@ async def test_an_operation_of_an_entity_is_answered_whatever_it_raises(kind: st
         assert made.is_alive
     (result,) = service.answers["broken"].results
     assert result.failure.failureDetails.errorMessage
+
+
+def asks(agent: str, token: str, *run_ids: str) -> pb.WorkItem:
+    """A batch of an agent's entity: one message for each run; for none of Towline's, if none is named."""
+    operations: list[pb.OperationRequest] = []
+    for run_id in run_ids or (None,):
+        options = {} if run_id is None else {"towline": {"run_id": run_id, "turn": "1"}}
+        operation = pb.OperationRequest(operation="run", requestId=f"{token}/{run_id}")
+        operation.input.value = json.dumps({"message": "hi", "correlationId": "c", "options": options})
+        operations.append(operation)
+    batch = pb.EntityBatchRequest(instanceId=f"@dafx-{agent.lower()}@{token}", operations=operations)
+    return pb.WorkItem(completionToken=token, entityRequest=batch)
+
+
+def agent_of(name: str, script: Any, *, streams: bool = True) -> ObservedAgent:
+    agent = Agent(client=ScriptedChatClient(script), name=name)
+    return ObservedAgent(agent, name, streams=streams)
+
+
+stopping = pytest.mark.parametrize("stop", [SystemExit(2), asyncio.CancelledError()], ids=["exit", "cancel"])
+
+
+@stopping
+@pytest.mark.parametrize("streams", [True, False])
+async def test_an_agent_whose_code_stops_its_own_task_has_failed_and_others_go_on(
+    stop: BaseException, streams: bool
+) -> None:
+    def breaks(_: Any) -> str:
+        raise stop
+
+    def set_up(worker: TowlineWorker) -> None:
+        agents = DurableAIAgentWorker(worker)
+        agents.add_agent(agent_of("Breaks", breaks, streams=streams))
+        agents.add_agent(agent_of("Echo", "still here"))
+
+    service = Listening(asks("Breaks", "told", "run-1"), asks("Breaks", "untold"))
+    async with dispatching(service, set_up=set_up):
+        await eventually_async(lambda: len(service.answers) == 2)
+        service.hand_out(asks("Echo", "after", "run-2"))
+        await eventually_async(lambda: "after" in service.answers)
+    (result,) = service.answers["told"].results
+    assert "AgentStoppedError" in result.success.result.value
+    (result,) = service.answers["untold"].results
+    assert result.failure.failureDetails.errorType.endswith("AgentStoppedError")
+    assert "still here" in service.answers["after"].results[0].success.result.value
+
+
+@stopping
+async def test_an_async_activity_that_stops_its_own_task_has_failed_and_agents_go_on(
+    stop: BaseException,
+) -> None:
+    app = App("test")
+
+    @app.activity
+    async def breaks() -> None:
+        raise stop
+
+    app.agent(agent_of("Echo", "still here"))
+    service = Listening(activity("breaks", "broken"))
+    async with dispatching(service, set_up=app):
+        await eventually_async(lambda: service.answers)
+        service.hand_out(asks("Echo", "after", "run-1"))
+        await eventually_async(lambda: "after" in service.answers)
+    assert service.answers["broken"].failureDetails.errorType.endswith("AgentStoppedError")

@@ -27,11 +27,17 @@ class Listening(pb_grpc.TaskHubSidecarServiceServicer):
     """Opens streams and says nothing on them, but for what it is given to say."""
 
     def __init__(self, *says: pb.WorkItem) -> None:
-        self.says = says
+        self._says: asyncio.Queue[pb.WorkItem] = asyncio.Queue()
+        self.hand_out(*says)
         self.streams: list[dict[str, str]] = []
         self.done: list[str] = []
         self.answers: dict[str, Any] = {}
         """What was reported, by token."""
+
+    def hand_out(self, *items: pb.WorkItem) -> None:
+        """Say these too, on the stream that is open or the next one."""
+        for item in items:
+            self._says.put_nowait(item)
 
     async def Hello(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         return empty_pb2.Empty()
@@ -39,9 +45,8 @@ class Listening(pb_grpc.TaskHubSidecarServiceServicer):
     async def GetWorkItems(self, request: Any, context: Any) -> AsyncGenerator[Any]:  # noqa: N802 - gRPC's name
         self.streams.append({str(name): str(value) for name, value in context.invocation_metadata()})
         await context.send_initial_metadata(())
-        for item in self.says:
-            yield item
-        await asyncio.Event().wait()
+        while True:
+            yield await self._says.get()
 
     async def CompleteActivityTask(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         return self._take(request)

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar, cast
 from greenlet import getcurrent, greenlet
 
 from towline.worker.errors import AgentTurnCancelledError
+from towline.worker.stops import told
 
 T = TypeVar("T")
 
@@ -72,7 +73,7 @@ class Waits(Generic[T]):
         if self._cancelled is not None:
             work.close()
             return batch.throw(AgentTurnCancelledError(self._cancelled))
-        self._inner = asyncio.get_running_loop().create_task(work, context=context)
+        self._inner = asyncio.get_running_loop().create_task(told(work), context=context)
         try:
             value = await self._inner
         except asyncio.CancelledError:

@@ -17,6 +17,8 @@ from agent_framework_durabletask._entities import DurableTaskEntityStateProvider
 from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 from durabletask.entities import EntityInstanceId
 
+from towline.worker.stops import told
+
 RUN_OPTION: Final = "towline"
 """Option of an agent call under which the host sends along which run and turn it belongs to."""
 
@@ -99,4 +101,4 @@ def run_on_agent_loop(work: Coroutine[Any, Any, Any]) -> Any:
 
     Clients that agents and activities share are bound to one loop.
     """
-    return run_agent_coroutine(work)
+    return run_agent_coroutine(told(work))
