@@ -117,9 +117,10 @@ class _Drive:
         while True:
             self._take_mail()
             if self._run.cancel is None and (cancels := self._cancels.take()):
-                self._run.cancel = CancelCommand.model_validate(cancels[0])
+                command = CancelCommand.model_validate(cancels[0])
+                self._run.cancelled(command)
                 self._cancel_children()
-                signal = RunCancelled(self._run.cancel.reason)
+                signal = RunCancelled(command.reason)
                 return lambda code: code.throw(signal)
             if yielded.is_complete:
                 break

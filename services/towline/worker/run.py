@@ -120,8 +120,19 @@ class Run:
     def next_agent_turn(self) -> str:
         """The number of the next agent call: "1", "2", in a child "{child}/1"."""
         self.counters.agent_turns += 1
-        number = str(self.counters.agent_turns)
-        return number if self.is_root else f"{self.child_prefix or self.native.instance_id}/{number}"
+        return self._agent_turn(self.counters.agent_turns)
+
+    def _agent_turn(self, number: int) -> str:
+        return str(number) if self.is_root else f"{self.child_prefix or self.native.instance_id}/{number}"
+
+    def cancelled(self, command: CancelCommand) -> None:
+        """Note that the run is cancelled; the agent calls that it has made so far are no longer wanted."""
+        self.cancel = command
+        turn = current_turn()
+        if turn is not None and not self.native.is_replaying:
+            turn.cancelled_calls = frozenset(
+                self._agent_turn(number) for number in range(1, self.counters.agent_turns + 1)
+            )
 
     def add_usage(self, details: Any) -> None:
         """Count the tokens that one agent turn reports (`usage_details` of its response)."""

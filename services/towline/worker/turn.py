@@ -67,6 +67,8 @@ class Turn:
     waited: list[Waited] = field(default_factory=list["Waited"])
     retries: int = 0
     """Agent calls that this turn decided to try again."""
+    cancelled_calls: frozenset[str] = frozenset()
+    """Numbers of the agent calls that the run had made when this turn brought it its cancel."""
 
 
 _current: ContextVar[Turn | None] = ContextVar("towline_turn", default=None)

@@ -11,7 +11,7 @@ from durabletask.entities import DurableEntity, EntityInstanceId
 from durabletask.task import ActivityContext, OrchestrationContext, TaskFailedError, when_all
 
 from towline.testing.scripted import ScriptedChatClient
-from towline.worker.errors import AgentRunError
+from towline.worker.errors import AgentRunError, RunCancelled
 
 SLOW_MODEL_S = 2.0
 ENDLESS_MODEL_S = 3600.0
@@ -39,6 +39,16 @@ def _ask(name: str) -> Any:
 
     program.__name__ = f"ask_{name.lower()}"
     return program
+
+
+def undoes_by_an_agent(ctx: OrchestrationContext, message: str) -> Any:
+    agents = DurableAIAgentOrchestrationContext(ctx)
+    try:
+        yield agents.get_agent("Endless").run(message, session=agents.get_agent("Endless").create_session())
+    except RunCancelled:
+        answer = yield agents.get_agent("Slow").run("undo", session=agents.get_agent("Slow").create_session())
+        ctx.set_custom_status({"undone": answer.text})
+        raise
 
 
 def survives_an_agent(ctx: OrchestrationContext, message: str) -> Any:
@@ -140,6 +150,7 @@ def setup_worker(worker: Any) -> None:
         worker.add_orchestrator(_ask(name))
     for program in (
         survives_an_agent,
+        undoes_by_an_agent,
         turns_of_one_session,
         events,
         timer,

@@ -73,7 +73,8 @@ def asks(agent: str, token: str, *run_ids: str) -> pb.WorkItem:
     for run_id in run_ids or (None,):
         options = {} if run_id is None else {"towline": {"run_id": run_id, "turn": "1"}}
         operation = pb.OperationRequest(operation="run", requestId=f"{token}/{run_id}")
-        operation.input.value = json.dumps({"message": "hi", "correlationId": "c", "options": options})
+        request = {"message": f"hi from {run_id}", "correlationId": "c", "options": options}
+        operation.input.value = json.dumps(request)
         operations.append(operation)
     batch = pb.EntityBatchRequest(instanceId=f"@dafx-{agent.lower()}@{token}", operations=operations)
     return pb.WorkItem(completionToken=token, entityRequest=batch)
@@ -129,3 +130,43 @@ async def test_an_async_activity_that_stops_its_own_task_has_failed_and_agents_g
         service.hand_out(asks("Echo", "after", "run-1"))
         await eventually_async(lambda: "after" in service.answers)
     assert service.answers["broken"].failureDetails.errorType.endswith("AgentStoppedError")
+
+
+async def test_a_cancel_of_one_run_spares_the_others_in_the_batch_of_a_session() -> None:
+    begun = asyncio.Event()
+    here = asyncio.get_running_loop()
+
+    async def answers(call: Any) -> str:
+        if "first" not in call.text:
+            return "for another run"
+        here.call_soon_threadsafe(begun.set)
+        return await asyncio.Event().wait() or "never"
+
+    def set_up(worker: TowlineWorker) -> None:
+        DurableAIAgentWorker(worker).add_agent(agent_of("Echo", answers))
+
+    service = Listening(asks("Echo", "shared", "first", "second"))
+    async with dispatching(service, set_up=set_up) as made:
+        await eventually_async(begun.is_set)
+        made.cancel_agent_turns("first", ["1"], "no longer wanted")
+        await eventually_async(lambda: service.answers)
+    first, second = service.answers["shared"].results
+    assert first.failure.failureDetails.errorType.endswith("AgentTurnCancelledError")
+    assert "for another run" in second.success.result.value
+
+
+async def test_an_agent_whose_code_cancels_its_own_task_is_answered_for() -> None:
+    async def cancels(_: Any) -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return await asyncio.Event().wait() or "never"
+
+    def set_up(worker: TowlineWorker) -> None:
+        DurableAIAgentWorker(worker).add_agent(agent_of("Cancels", cancels))
+
+    service = Listening(asks("Cancels", "broken", "run-1"))
+    async with dispatching(service, set_up=set_up):
+        await eventually_async(lambda: service.answers)
+    (result,) = service.answers["broken"].results
+    assert result.failure.failureDetails.errorType.endswith("AgentStoppedError")

@@ -166,5 +166,26 @@ async def test_a_cancel_ends_the_model_call_that_is_under_way(stack: StackFactor
         await eventually_async(told, "the stream says that the turn was cancelled")
 
 
+async def test_an_agent_that_compensates_is_not_cancelled_by_what_comes_meanwhile(
+    stack: StackFactory,
+) -> None:
+    started = await asyncio.to_thread(stack, PROGRAMS, roles=("bridge", "worker"))
+    readers = redis.asyncio.Redis.from_url(started.redis_url, decode_responses=True)
+    async with Wire(started.kafka.bootstrap, started.kafka.topic_prefix) as wire, readers:
+        run_id = await wire.start("undoes_by_an_agent", "anything")
+
+        async def is_open(number: int) -> bool:
+            return bool(await readers.hexists(turns_key(run_id), f"turn:{number}"))
+
+        await eventually_async(lambda: is_open(1), "the agent's turn is open")
+        await wire.control(run_id, "cancel", "no longer needed")
+        await eventually_async(lambda: is_open(2), "the turn that compensates is open")
+        await wire.raise_event(run_id, "news", "nobody waits for it")
+        outcome = await wire.outcome(run_id, timeout_s=PATIENCE_S)
+        assert outcome.type == "run.cancelled", outcome
+        (progress,) = wire.of(run_id, "run.progressed")
+        assert progress.data["status"] == {"undone": "slowly: undo"}
+
+
 async def _exists(client: Any, run_id: str) -> bool:
     return bool(await client.exists(turns_key(run_id)))

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -146,10 +146,11 @@ class Dispatcher:
         self._keeper.close()
         return not left
 
-    def cancel_agent_turns(self, run_id: str, reason: str) -> None:
-        """Cancel the model calls that are in flight here for `run_id`."""
+    def cancel_agent_turns(self, run_id: str, numbers: Iterable[str], reason: str) -> None:
+        """Cancel the model calls of `run_id` with these numbers that are in flight here."""
+        calls = [(run_id, number) for number in numbers]
         for waits in list(self._agent_turns.get(run_id, ())):
-            self._agents.call_soon_threadsafe(waits.cancel, reason)
+            self._agents.call_soon_threadsafe(waits.cancel, calls, reason)
 
     # The stream.
 
@@ -270,8 +271,10 @@ class Dispatcher:
         run = turn.run
         if run is not None:
             bind(run.ref, calls_out=False)
-            if run.cancel is not None:
-                self.cancel_agent_turns(run.envelope.run_id, run.cancel.reason or "the run was cancelled")
+            if turn.cancelled_calls and run.cancel is not None:
+                # Not what the run calls from now on, to compensate.
+                reason = run.cancel.reason or "the run was cancelled"
+                self.cancel_agent_turns(run.envelope.run_id, turn.cancelled_calls, reason)
         # What is not kept in the end is closed: only what the scheduler has accepted may be gone on with.
         accepted = False
         try:

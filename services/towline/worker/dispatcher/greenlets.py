@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Generic, TypeVar, cast
 
 from greenlet import getcurrent, greenlet
 
-from towline.worker.errors import AgentTurnCancelledError
+from towline.worker.errors import AgentStoppedError, AgentTurnCancelledError
+from towline.worker.sdk import AgentCall, agent_call
 from towline.worker.stops import told
 
 T = TypeVar("T")
@@ -40,15 +41,17 @@ class Waits(Generic[T]):
     def __init__(self, call: Callable[[], T]) -> None:
         self._call = call
         self._inner: asyncio.Task[Any] | None = None
-        self._cancelled: str | None = None
+        self._awaited: AgentCall | None = None
+        self._cancelled: dict[AgentCall, str] = {}
 
-    def cancel(self, reason: str) -> None:
-        """Cancel the coroutine that is being awaited; the call gets `AgentTurnCancelledError`.
+    def cancel(self, calls: Iterable[AgentCall], reason: str) -> None:
+        """Cancel the coroutines of these agent calls; the batch gets `AgentTurnCancelledError` for each.
 
-        Called on the loop that runs the call.
+        Others of the same batch belong to other runs, or to what the run does after its cancel. Called on
+        the loop that runs the batch.
         """
-        self._cancelled = reason
-        if self._inner is not None:
+        self._cancelled.update(dict.fromkeys(calls, reason))
+        if self._inner is not None and self._awaited in self._cancelled:
             self._inner.cancel()
 
     async def run(self) -> T:
@@ -70,17 +73,21 @@ class Waits(Generic[T]):
     async def _resume(
         self, batch: _Batch, work: Coroutine[Any, Any, Any], context: contextvars.Context
     ) -> object:
-        if self._cancelled is not None:
+        self._awaited = call = context.get(agent_call)
+        if call in self._cancelled:
             work.close()
-            return batch.throw(AgentTurnCancelledError(self._cancelled))
+            return batch.throw(AgentTurnCancelledError(self._cancelled[call]))
         self._inner = asyncio.get_running_loop().create_task(told(work), context=context)
         try:
             value = await self._inner
         except asyncio.CancelledError:
-            if self._cancelled is None:
+            if call in self._cancelled:
+                return batch.throw(AgentTurnCancelledError(self._cancelled[call]))
+            this = asyncio.current_task()
+            if this is None or this.cancelling():
                 self._inner.cancel()
                 raise
-            return batch.throw(AgentTurnCancelledError(self._cancelled))
+            return batch.throw(AgentStoppedError("the agent's code cancelled the task that it runs in"))
         except Exception as error:  # noqa: BLE001 — it belongs to the call, which gets it here
             return batch.throw(error)
         finally:

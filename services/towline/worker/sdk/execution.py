@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from agent_framework_durabletask import (
     _async_bridge,  # pyright: ignore[reportPrivateUsage]
@@ -23,6 +24,11 @@ RUN_OPTION: Final = "towline"
 """Option of an agent call under which the host sends along which run and turn it belongs to."""
 
 Worker = DurableTaskSchedulerWorker
+
+AgentCall: TypeAlias = tuple[str, str]
+"""The run, and the number of the call in it."""
+agent_call: ContextVar[AgentCall | None] = ContextVar("towline_agent_call", default=None)
+"""The call that an agent's entity works at, in the context that its coroutine gets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +81,21 @@ def batch_run_ids(request: Any) -> set[str]:
     runs: set[str] = set()
     for operation in getattr(request, "operations", ()):
         try:
-            options = json.loads(operation.input.value)["options"][RUN_OPTION]
-            runs.add(options["run_id"])
-        except (ValueError, TypeError, KeyError):
+            call = call_of(json.loads(operation.input.value))
+        except ValueError:
             continue
+        if call is not None:
+            runs.add(call[0])
     return runs
+
+
+def call_of(request: Any) -> AgentCall | None:
+    """Which call of which run an agent's entity is asked for; None if no run asks."""
+    try:
+        about = request["options"][RUN_OPTION]
+        return str(about["run_id"]), str(about["turn"])
+    except (TypeError, KeyError):
+        return None
 
 
 def agent_loop() -> asyncio.AbstractEventLoop:

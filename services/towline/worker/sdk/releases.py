@@ -22,6 +22,7 @@ from durabletask import task
 from durabletask.worker import _RuntimeOrchestrationContext
 
 from towline.worker.sdk.contexts import release_wait
+from towline.worker.sdk.execution import agent_call, call_of
 
 _Hook: TypeAlias = Callable[[], "Awaitable[None] | None"]
 _add_hook: Final[Any] = vars(ResponseStream).get("with_cleanup_hook")
@@ -47,8 +48,13 @@ def _with_cleanup_hook(stream: Any, hook: _Hook) -> Any:
 class _ReleasedAgentEntity(AgentEntity):
     """An agent's entity, which the SDK makes anew for each operation: after it, it lets go of its owner."""
 
-    async def run(self, request: Any) -> Any:
+    def run(self, request: Any) -> Any:
         """Carry the operation out."""
+        # Noted before the coroutine begins: whoever awaits it is to know whose it is.
+        agent_call.set(call_of(request))
+        return self._run(request)
+
+    async def _run(self, request: Any) -> Any:
         try:
             return await super().run(request)
         finally:
