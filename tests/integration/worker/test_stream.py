@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -10,6 +11,7 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 import pytest
+from azure.core.credentials import AccessToken
 from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.internal import orchestrator_service_pb2_grpc as pb_grpc
 from google.protobuf import empty_pb2
@@ -62,7 +64,11 @@ class Listening(pb_grpc.TaskHubSidecarServiceServicer):
 
 @asynccontextmanager
 async def dispatching(
-    service: Listening, *, direct: bool = True, set_up: Callable[[TowlineWorker], None] | None = None
+    service: Listening,
+    *,
+    direct: bool = True,
+    set_up: Callable[[TowlineWorker], None] | None = None,
+    credential: Any = None,
 ) -> AsyncGenerator[Dispatcher]:
     server = grpc.aio.server(options=(("grpc.max_send_message_length", -1),))
     pb_grpc.add_TaskHubSidecarServiceServicer_to_server(service, server)
@@ -74,7 +80,7 @@ async def dispatching(
         source="towline/worker/test",
         host_address=f"127.0.0.1:{port}",
         taskhub="mine",
-        token_credential=None,
+        token_credential=credential,
         secure_channel=False,
     )
     worker.add_activity(length)
@@ -108,6 +114,33 @@ async def test_a_stream_that_falls_silent_is_opened_anew(
         await eventually_async(lambda: len(service.streams) >= 3)
         assert made.is_alive
     assert {metadata["taskhub"] for metadata in service.streams} == {"mine"}
+
+
+class FlakyCredential:
+    """Gives a token each time but for one, as an identity service that is away for a moment."""
+
+    def __init__(self, fails_at: int) -> None:
+        self.asked = 0
+        self._fails_at = fails_at
+
+    def get_token(self, *_scopes: str, **_options: Any) -> AccessToken:
+        self.asked += 1
+        if self.asked == self._fails_at:
+            raise ConnectionError("no identity service")
+        return AccessToken(f"token-{self.asked}", int(time.time()) + 1)
+
+
+@pytest.mark.parametrize("fails_at", [1, 2], ids=["at the start", "when it reconnects"])
+async def test_a_credential_that_fails_once_is_asked_again(
+    fails_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "_SILENT_FOR_S", 0.2)
+    monkeypatch.setattr(dispatcher, "_WATCH_EVERY_S", 0.05)
+    service, credential = Listening(), FlakyCredential(fails_at)
+    async with dispatching(service, credential=credential) as made:
+        await eventually_async(lambda: credential.asked >= 3 and len(service.streams) >= 2)
+        assert made.is_alive
+    assert service.streams[-1]["authorization"] == f"Bearer token-{credential.asked}"
 
 
 async def test_items_of_any_size_and_number_are_taken_and_reported(direct: bool) -> None:

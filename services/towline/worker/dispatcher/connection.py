@@ -80,6 +80,7 @@ class Connection:
 
         Raises:
             grpc.aio.AioRpcError: It does not answer, or refuses.
+            Exception: Whatever a credential raises that gives no token just now.
         """
         await self._refresh_metadata()
         if self._refresh is None:

@@ -171,6 +171,10 @@ class Dispatcher:
                 if self._stopping or ((task := asyncio.current_task()) is not None and task.cancelling()):
                     raise
                 reason = "the stream was cancelled"
+            except Exception as error:  # noqa: BLE001 — the root of this task
+                # The credential goes to the network too, by libraries with errors of their own.
+                reason = f"{type(error).__name__}: {error}"
+                _log.debug("scheduler_connection_failed", exc_info=True)
             finally:
                 self._connected = False
             attempt += 1
