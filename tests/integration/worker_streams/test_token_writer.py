@@ -79,6 +79,27 @@ def test_what_is_written_is_told_with_the_entry_before_it(
     assert told[2] == ids[2]
 
 
+def test_half_a_surrogate_pair_is_replaced_and_disturbs_no_other_run(
+    valkey: Valkey, new_writer: Callable[..., TokenWriter]
+) -> None:
+    writer = new_writer()
+    other = writer.open("run-2", 1, "Poet")
+    other.write("Roses ")
+    assert writer.drain(5)
+    turn = writer.open(RUN, 1, "Poet")
+    # Models that count in bytes or in UTF-16 cut an emoji in two.
+    turn.write("smile \ud83d")
+    turn.tool_call("smile", '"\ude00"')
+    assert writer.drain(5)
+    turn.finish("smile \ud83d\ude00")
+    other.write("are red")
+    other.finish("Roses are red")
+    assert writer.drain(5)
+    assert assemble(entries(valkey)).turns == {"1": "smile \ufffd\ufffd"}
+    assert assemble(entries(valkey, "run-2")).turns == {"1": "Roses are red"}
+    assert [kind for kind, _ in entries(valkey, "run-2")] == ["token", "token", "message"]
+
+
 def test_tokens_are_coalesced(valkey: Valkey, new_writer: Callable[..., TokenWriter]) -> None:
     writer = new_writer(flush_interval_ms=50)
     turn = writer.open(RUN, 1, "Poet")
