@@ -17,8 +17,10 @@ from typing import Any, Final, Protocol
 from towline.contracts.errors import EncodeError, TowlineError
 from towline.contracts.events import (
     ApprovalRequested,
+    ApprovalResolved,
     ErrorInfo,
     Event,
+    RunCancelled,
     RunCompleted,
     RunFailed,
     RunProgressed,
@@ -31,6 +33,8 @@ _log = logging.getLogger(__name__)
 
 _failures = metrics.counter("towline.worker.publish_failures")
 _BACKOFF_S: Final = (0.1, 0.3, 1.0, 3.0, 5.0)
+_TEXT_CHARS_MAX: Final = 10_000
+"""What is left of a text that makes its event too large."""
 _TOO_LARGE: Final = "OutputTooLargeError"
 
 RaiseEvent = Callable[[RaiseOn], None]
@@ -212,9 +216,15 @@ def printable(event: Event, reason: str) -> Event | None:
             started_at=data.started_at,
             finished_at=data.finished_at,
         )
-    elif isinstance(data, RunFailed) and data.error.details is not None:
-        error = data.error.model_copy(update={"details": None, "message": data.error.message[:10_000]})
-        replacement = data.model_copy(update={"error": error})
+    elif isinstance(data, RunFailed) and (
+        data.error.details is not None or len(data.error.message) > _TEXT_CHARS_MAX
+    ):
+        shorter = {"details": None, "message": data.error.message[:_TEXT_CHARS_MAX]}
+        replacement = data.model_copy(update={"error": data.error.model_copy(update=shorter)})
+    elif isinstance(data, RunCancelled) and len(data.reason or "") > _TEXT_CHARS_MAX:
+        replacement = data.model_copy(update={"reason": (data.reason or "")[:_TEXT_CHARS_MAX]})
+    elif isinstance(data, ApprovalResolved) and len(data.feedback or "") > _TEXT_CHARS_MAX:
+        replacement = data.model_copy(update={"feedback": (data.feedback or "")[:_TEXT_CHARS_MAX]})
     elif isinstance(data, RunProgressed) and data.status != {"too_large": True}:
         replacement = data.model_copy(update={"status": {"too_large": True}})
     elif isinstance(data, ApprovalRequested) and data.details is not None:
