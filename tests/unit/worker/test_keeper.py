@@ -10,6 +10,7 @@ from typing import Any
 import durabletask.internal.helpers as ph
 import durabletask.internal.orchestrator_service_pb2 as pb
 import pytest
+from durabletask.task import when_any
 from tests.unit.worker.simulator import make_worker
 
 from towline.contracts.durable import RunEnvelope, wrap_input
@@ -142,6 +143,29 @@ def test_an_answer_that_can_not_be_reported_fails_the_run_and_leaves_nothing() -
     (action,) = carried.answer.message.actions
     assert action.completeOrchestration.failureDetails.errorType == "PayloadTooLargeError"
     assert [said.event.id for said in turn.outbox] == ["run-1/outcome"]  # type: ignore[union-attr]
+    assert len(keeper) == 0
+
+
+@pytest.mark.parametrize("replay", ["never", "always"])
+def test_asks_that_are_open_when_an_answer_can_not_be_reported_are_closed(replay: str) -> None:
+    def too_large(_: Any) -> None:
+        raise PayloadTooLargeError("11 MB")
+
+    def asks(context: Any, _: Any) -> Any:
+        asked = context.wait_for_external_event("HumanApproval")
+        yield when_any([asked, context.call_activity("step", input=1)])
+        yield context.call_activity("step", input="x" * 11)
+
+    keeper, scheduler = make_keeper(asks, replay=replay), Scheduler("asks")
+    take_turn(keeper, scheduler)
+    request = scheduler.request()
+    turn = keeper._worker.begin_turn(request)
+    carried = keeper.carry_out(turn, request, "token", check=too_large)
+    keeper.keep(request, carried, NOW)
+    assert [said.event.type for said in turn.outbox] == [  # type: ignore[union-attr]
+        "towline.approval.resolved.v1",
+        "towline.run.failed.v1",
+    ]
     assert len(keeper) == 0
 
 

@@ -90,10 +90,12 @@ class Keeper:
         try:
             check(carried.answer.message)
         except LOST as error:
+            # Before the code is closed: its asks are still to be answered for.
+            failed = variables.run(self.fail, turn, request, token, error)
             if carried.orchestration is not None:
                 carried.orchestration.variables = variables
                 _close(carried.orchestration)
-            return self.fail(turn, request, token, error)
+            return failed
         variables.run(self._end, turn, request, carried)
         if carried.orchestration is not None:
             carried.orchestration.variables = variables
