@@ -33,9 +33,13 @@ class AgentRetry:
 
     def delay(self, failures: int, seed: str) -> timedelta:
         """The wait after so many failures, spread by up to a quarter; the same in every replay."""
-        seconds = self.first_delay.total_seconds() * self.backoff ** (failures - 1)
+        longest_s = self.longest_delay.total_seconds()
+        try:
+            seconds = self.first_delay.total_seconds() * self.backoff ** (failures - 1)
+        except OverflowError:  # after a thousand failures, say
+            seconds = longest_s
         spread = 1 + random.Random(f"{seed}/{failures}").random() / 4  # noqa: S311 — no secret
-        return timedelta(seconds=min(seconds * spread, self.longest_delay.total_seconds()))
+        return timedelta(seconds=min(seconds * spread, longest_s))
 
 
 class RetriedTask(task.CompletableTask[Any]):

@@ -280,3 +280,8 @@ def test_a_childs_votes_are_told_to_the_root_as_answered_also_when_the_ask_expir
     ]
     [notice] = raises_on(said)
     assert notice.data["answered"] == ["v1"]
+
+
+def test_a_retry_goes_on_for_as_many_attempts_as_it_is_told() -> None:
+    retry = AgentRetry(attempts=5_000, longest_delay=timedelta(minutes=1))
+    assert retry.delay(4_999, "1") == timedelta(minutes=1)
