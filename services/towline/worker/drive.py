@@ -120,6 +120,7 @@ class _Drive:
                 command = CancelCommand.model_validate(cancels[0])
                 self._run.cancelled(command)
                 self._cancel_children()
+                self._context.retries.give_up()
                 signal = RunCancelled(command.reason)
                 return lambda code: code.throw(signal)
             if yielded.is_complete:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -81,6 +81,14 @@ class Retries:
     def tasks(self) -> list[task.Task[Any]]:
         """What is to be waited for beside what the run waits for."""
         return [call.timer or call.attempt for call in self._calls]
+
+    def give_up(self) -> None:
+        """The run is cancelled: what it has called so far is not tried again."""
+        for call in self._calls:
+            call.policy = replace(call.policy, attempts=1)
+            if call.timer is not None:
+                call.timer.cancel()
+                call.timer = None  # what was to be tried again has failed
 
     def settle(self, create_timer: Callable[[timedelta], task.TimerTask]) -> None:
         """Move all calls on; `create_timer` makes the waits between two attempts."""

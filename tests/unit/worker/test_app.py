@@ -21,7 +21,15 @@ from tests.unit.worker.simulator import (
 
 from towline.contracts.canonical import approval_digest
 from towline.contracts.durable import RunEnvelope
-from towline.worker import AgentRetry, App, ApprovalDecision, ApprovalExpired, RunHandle, Steps
+from towline.worker import (
+    AgentRetry,
+    App,
+    ApprovalDecision,
+    ApprovalExpired,
+    RunCancelled,
+    RunHandle,
+    Steps,
+)
 
 APPROVAL = "run-1/approval/approval"
 
@@ -92,6 +100,21 @@ def talks(run: RunHandle, message: str) -> Steps[str]:
         "Writer", message, retry=AgentRetry(attempts=3, first_delay=timedelta(seconds=1))
     )
     return answer.text
+
+
+@app.activity
+def undo() -> None: ...
+
+
+@app.orchestration
+def talks_and_undoes(run: RunHandle, message: str) -> Steps[str]:
+    answer = run.agent("Writer", message, retry=AgentRetry(attempts=3, first_delay=timedelta(seconds=1)))
+    try:
+        return (yield answer).text
+    except RunCancelled:
+        yield run.activity(undo)
+        yield run.activity(undo)
+        raise
 
 
 @app.orchestration(name="waits.for.article")
@@ -280,6 +303,20 @@ def test_a_childs_votes_are_told_to_the_root_as_answered_also_when_the_ask_expir
     ]
     [notice] = raises_on(said)
     assert notice.data["answered"] == ["v1"]
+
+
+@pytest.mark.parametrize("fails", ["before the cancel", "after it"])
+def test_a_cancelled_run_tries_no_agent_again(fails: str) -> None:
+    run = start("talks_and_undoes", "hi")
+    run.start()
+    failed = run.agent_answers(error="overloaded")
+    run.turn(*([failed, cancel("stop")] if fails == "before the cancel" else [cancel("stop"), failed]))
+    run.turn(run.activity_done())
+    if run.pending("timer"):
+        run.turn(run.timer_fired())
+    assert not run.pending("agent")
+    run.turn(run.activity_done())
+    assert told(run.said)[-1][1]["reason"] == "stop"
 
 
 def test_a_retry_goes_on_for_as_many_attempts_as_it_is_told() -> None:
