@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -98,6 +100,63 @@ def test_half_a_surrogate_pair_is_replaced_and_disturbs_no_other_run(
     assert assemble(entries(valkey)).turns == {"1": "smile \ufffd\ufffd"}
     assert assemble(entries(valkey, "run-2")).turns == {"1": "Roses are red"}
     assert [kind for kind, _ in entries(valkey, "run-2")] == ["token", "token", "message"]
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["known", "new"])
+def test_a_redis_that_is_busy_with_somebody_s_script_is_waited_for(
+    valkey: Valkey, new_writer: Callable[..., TokenWriter], written: bool
+) -> None:
+    writer = new_writer()
+    turn = writer.open(RUN, 1, "Poet")
+    if written:
+        turn.write("Roses ")
+        assert writer.drain(5)
+    with busy(valkey):
+        turn.write("are ")
+        # It is tried again meanwhile, and asked whether it is back.
+        assert not writer.drain(1.0), "nothing is written, and nothing given up"
+    turn.write("red")
+    turn.finish("Roses are red")
+    assert writer.drain(5)
+    assert assemble(entries(valkey)).turns == {"1": "Roses are red"}
+    assert not assemble(entries(valkey)).wrong
+
+
+def test_a_redis_that_is_busy_while_nothing_is_said_ends_no_stream(
+    valkey: Valkey, new_writer: Callable[..., TokenWriter]
+) -> None:
+    writer = new_writer()
+    turn = writer.open(RUN, 1, "Poet")
+    turn.write("Roses ")
+    assert writer.drain(5)
+    with busy(valkey):
+        eventually(lambda: writer.away, "it has looked", timeout_s=10)
+    turn.write("are red")
+    turn.finish("Roses are red")
+    assert writer.drain(5)
+    assert assemble(entries(valkey)).turns == {"1": "Roses are red"}
+
+
+@contextmanager
+def busy(valkey: Valkey) -> Generator[None]:
+    """While the block runs, Valkey answers others that it is busy with a script."""
+
+    def is_busy() -> bool:
+        try:
+            client.ping()
+        except redis.ResponseError:
+            return True
+        return False
+
+    with redis.Redis(port=valkey.port) as client, ThreadPoolExecutor(1) as thread:
+        client.config_set("busy-reply-threshold", 50)
+        script = thread.submit(lambda: redis.Redis(port=valkey.port).eval("while true do end", 0))
+        try:
+            eventually(is_busy, ignoring=(redis.ConnectionError,))
+            yield
+        finally:
+            client.script_kill()
+        assert isinstance(script.exception(), redis.RedisError)
 
 
 def test_tokens_are_coalesced(valkey: Valkey, new_writer: Callable[..., TokenWriter]) -> None:

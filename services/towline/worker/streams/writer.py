@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from importlib.resources import files
-from typing import Any, Final, cast
+from typing import Any, Final, TypeGuard, cast
 
 import redis
 from redis.backoff import NoBackoff
@@ -42,7 +42,7 @@ _AWAY_ERRORS: Final = (
     redis.OutOfMemoryError,
     OSError,
 )
-_AWAY_CODES: Final = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS")
+_AWAY_CODES: Final = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "BUSY ")
 
 
 class TurnStream:
@@ -187,13 +187,13 @@ class TokenWriter:
                 housekeeping_at = flushed_at + _HOUSEKEEPING_S
             try:
                 self._flush()
-            except _AWAY_ERRORS as error:
-                self._note_away(error)
-                self._stopping.wait(backoff_s)
-                backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
-                self._wake.set()
-                continue
-            except Exception:  # noqa: BLE001 - the root of this thread
+            except Exception as error:  # noqa: BLE001 - the root of this thread
+                if _is_away(error):
+                    self._note_away(error)
+                    self._stopping.wait(backoff_s)
+                    backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
+                    self._wake.set()
+                    continue
                 # A bug here must not fill the worker's memory, nor end all streams for good.
                 _log.exception("token_writer_failed")
                 with self._lock:
@@ -211,7 +211,7 @@ class TokenWriter:
             # A restart of Redis is noticed also while nobody speaks, as long as there is something to mend.
             try:
                 self._redis.ping()  # pyright: ignore[reportUnknownMemberType]
-            except _AWAY_ERRORS as error:
+            except (redis.RedisError, OSError) as error:
                 self._note_away(error)
 
     def _note_connected(self, connection: Any) -> None:
@@ -270,7 +270,7 @@ class TokenWriter:
             for batch, answer in zip(batches, answers, strict=True):
                 if isinstance(answer, NoScriptError):
                     self._sha = None
-                elif isinstance(answer, _AWAY_ERRORS) or _is_away(answer):
+                elif _is_away(answer):
                     away = answer
                 elif isinstance(answer, Exception):
                     _log.error("stream_refused", extra={"run_id": batch.run_id, "error": repr(answer)})
@@ -290,8 +290,10 @@ class TokenWriter:
             yield from operation.arguments()
 
 
-def _is_away(answer: Any) -> bool:
-    return isinstance(answer, redis.ResponseError) and str(answer).startswith(_AWAY_CODES)
+def _is_away(answer: Any) -> TypeGuard[Exception]:
+    """Whether Redis was not reached, or says that it will do later what it does not do now."""
+    refused = isinstance(answer, redis.ResponseError) and str(answer).startswith(_AWAY_CODES)
+    return refused or isinstance(answer, _AWAY_ERRORS)
 
 
 def _answer(raw: list[Any]) -> Answer:
