@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from durabletask import task
 from durabletask.serialization import DataConverter
+from pydantic import ValidationError
 
 from towline.contracts import ids
 from towline.contracts.durable import CHILD_ASK_EVENT, CancelCommand, ChildAsk, RunEnvelope
@@ -178,7 +179,12 @@ class Run:
         turn.progress_count += 1
         number = (self.counters.position + turn.position) * _PROGRESS_STEP + turn.progress_count
         run_id = self.envelope.run_id
-        self.say(ids.progress_id(run_id, number), RunProgressed(run_id=run_id, status=status))
+        try:
+            data = RunProgressed(run_id=run_id, status=status)
+        except ValidationError:
+            # NaN, say, which the SDK takes. Raised into the code it would be raised now, and not in replay.
+            data = RunProgressed(run_id=run_id, status={"not_json": True})
+        self.say(ids.progress_id(run_id, number), data)
 
     def requested(self, event: ApprovalRequested, name: str, *, suffix: str = "") -> None:
         """Announce an ask; in a child, tell the root of it too."""

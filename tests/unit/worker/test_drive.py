@@ -174,6 +174,18 @@ def _nested(depth: int) -> list[Any]:
     return nested
 
 
+def measures(ctx: task.OrchestrationContext, _: Any) -> Any:
+    ctx.set_custom_status({"loss": float("nan")})
+    return (yield ctx.call_activity(greet, input="Ann"))
+
+
+def test_a_status_that_no_event_can_carry_is_announced_as_such_and_disturbs_no_run() -> None:
+    run = Simulator.of(measures)
+    assert told(run.start())[-1][1]["status"] == {"not_json": True}
+    run.turn(run.activity_done("hi"))
+    assert run.result == "hi"
+
+
 @pytest.mark.parametrize(
     "output", [{"loss": float("nan")}, [float("inf")], _nested(400)], ids=["NaN", "Infinity", "deep"]
 )
