@@ -276,7 +276,7 @@ class Asks:
             wait.detach()  # So that the next native event goes to the next wait.
         try:
             value = wait.shape(delivered)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 — the user's type; the decision is to be answered all the same
             self._fail(wait, error)
         else:
             wait.task.complete(value)

@@ -51,6 +51,25 @@ def review(ctx: task.OrchestrationContext, attempts: int) -> Any:
     raise RuntimeError(f"Content could not be approved after {attempts} iteration(s).")
 
 
+def particular(ctx: Any, _: Any) -> Any:
+    def shape(_: Any) -> Any:
+        raise KeyError("a field that the answer does not have")
+
+    answer = ctx.asks.wait_for_event("HumanApproval", shape=shape)
+    try:
+        return (yield answer)
+    except KeyError as error:
+        return str(error)
+
+
+def test_an_answer_that_breaks_what_takes_it_is_answered_and_raised_into_the_code() -> None:
+    run = Simulator.of(particular)
+    run.start()
+    said = run.turn(decision("HumanApproval"))
+    assert ids_of(said) == ["run-1/approval/HumanApproval/resolved/d1", "run-1/outcome"]
+    assert "a field that the answer does not have" in run.result
+
+
 def outcome_of(said: Any) -> Any:
     return events(said)[-1].data
 
