@@ -156,6 +156,12 @@ class Lanes(Generic[PartitionT, ItemT]):
         for partition in self._known(partitions):
             partition.open = False
 
+    def seal(self, partitions: Iterable[PartitionT]) -> None:
+        """Start nothing at all of `partitions` any more; what runs may still finish."""
+        for partition in self._known(partitions):
+            partition.open = False
+            partition.started_offset = -1
+
     def closing_count(self, partitions: Iterable[PartitionT]) -> int:
         """Records of closed `partitions` that run or will still be started."""
         return sum(
@@ -167,9 +173,9 @@ class Lanes(Generic[PartitionT, ItemT]):
 
     def revoke(self, partitions: Iterable[PartitionT]) -> None:
         """Forget `partitions`. Work of theirs that ends later changes nothing."""
-        for partition in self._known(partitions):
-            partition.open = False
-            partition.started_offset = -1
+        gone = list(partitions)
+        self.seal(gone)
+        for partition in self._known(gone):
             self._held_bytes -= partition.held_bytes
             partition.held_bytes = 0
             del self._partitions[partition.id]

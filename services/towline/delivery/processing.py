@@ -301,6 +301,9 @@ class Processor(Generic[MessageT]):
         self._start_runner()
         while self._draining_count(gone) and loop.time() < deadline:  # noqa: ASYNC110 - bounded
             await asyncio.sleep(_DRAIN_POLL_S)
+        # What is broken off is ready again: it must not be started anew, in a partition that is somebody
+        # else's by then.
+        self.lanes.seal(gone)
         late = [task for task, work in self._runners.items() if work and work.partition in gone]
         for task in late:
             task.cancel()

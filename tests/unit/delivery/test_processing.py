@@ -280,6 +280,22 @@ async def test_draining_breaks_off_what_does_not_end_and_leaves_its_offset():
     assert bench.processor.lanes.running_count() == 0
 
 
+async def test_what_draining_broke_off_is_not_started_again():
+    started = []
+
+    async def handle(delivery):
+        started.append(delivery.message)
+        await asyncio.sleep(60)
+        return DONE
+
+    bench = Bench(handle, limits=Limits(max_running_count=2))
+    bench.feed(b"a", b"b", b"c")
+    await eventually_async(lambda: len(started) == 2)
+    await bench.processor.drain([PARTITION], within_s=0.05)
+    assert started == [0, 1], "by now they may be in work at the next owner"
+    assert bench.processor.lanes.running_count() == 0
+
+
 async def test_endings_are_broken_off_at_once_when_their_partition_is_taken_away():
     ended = []
 
