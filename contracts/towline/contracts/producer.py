@@ -261,7 +261,9 @@ class EventProducer:
 
     def _check_size(self, send: _Send) -> None:
         record = send.record
-        size = len(record.value or b"") + sum(len(name) + len(value) for name, value in record.headers)
+        # What is passed on as it came may have headers without a value.
+        headers_size = sum(len(name) + len(value or b"") for name, value in record.headers)
+        size = len(record.value or b"") + headers_size
         if size > self._max_record_bytes:
             raise EncodeError(
                 f"event {send.event_id}: has {size} bytes, at most {self._max_record_bytes} are allowed: "

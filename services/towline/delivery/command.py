@@ -84,7 +84,10 @@ def show(
 ) -> None:
     """Show one dead letter whole: headers and value."""
     letter = _find(_do(read_letters(KafkaSettings())), letter_id)
-    headers = [[name, value.decode("utf-8", "backslashreplace")] for name, value in letter.record.headers]
+    # Kafka knows headers without a value.
+    headers = [
+        [name, (value or b"").decode("utf-8", "backslashreplace")] for name, value in letter.record.headers
+    ]
     if as_json:
         value = letter.record.value
         encoded = None if value is None else base64.b64encode(value).decode()

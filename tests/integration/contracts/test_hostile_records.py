@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 from tests.integration.contracts.raw import raw_producer, read_all, write_unreadable
 from tests.waiting import eventually_async
@@ -44,6 +45,7 @@ async def test_unreadable_and_empty_records_are_put_aside_and_the_next_one_is_ha
         batch.append(key=None, value=None, timestamp=None)
         batch.close()
         await (await raw.send_batch(batch, topic, partition=0))
+        await raw.send_and_wait(topic, b"{", partition=0, headers=[*GOOD, ("x-null", cast("bytes", None))])
         await raw.send_and_wait(
             topic, b'{"run_id": "r-1", "action": "cancel"}', partition=0, headers=list(GOOD)
         )
@@ -60,5 +62,10 @@ async def test_unreadable_and_empty_records_are_put_aside_and_the_next_one_is_ha
         await asyncio.wait_for(running, 30)
     letters = await read_all(kafka_settings, kafka_settings.topics.dead_letters)
     reasons = [dict(letter.headers)["towline_dead_letter_reason"] for letter in letters]
-    assert reasons == [b"unreadable", b"no_headers"]
-    assert [dict(letter.headers)["towline_dead_letter_offset"] for letter in letters] == [b"0", b"1"]
+    assert reasons == [b"unreadable", b"no_headers", b"invalid_json"]
+    assert [dict(letter.headers)["towline_dead_letter_offset"] for letter in letters] == [
+        b"0",
+        b"1",
+        b"2",
+    ]
+    assert ("x-null", None) in letters[2].headers, "a header without value stays one"

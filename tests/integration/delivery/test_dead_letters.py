@@ -48,7 +48,7 @@ async def letters(kafka_settings: KafkaSettings):
                 partition=1,
                 key=key,
                 value=b"{broken \x1b[31m",
-                headers=(("ce_id", f"e-{offset}".encode()), ("traceparent", b"00-1-2-01")),
+                headers=(("ce_id", f"e-{offset}".encode()), ("traceparent", b"00-1-2-01"), ("x-null", None)),
             )
             await write(original, DeadLetter("invalid_json", "value: is no JSON"))
             await write(original, DeadLetter("invalid_json", "value: is no JSON"))  # as after a crash
@@ -93,6 +93,7 @@ async def test_replay_keeps_key_headers_partition_and_order_and_marks(towline, l
         assert replayed.headers == (
             ("ce_id", event_id),
             ("traceparent", b"00-1-2-01"),
+            ("x-null", None),
             ("towline_replay_of", origin.encode()),
             ("towline_replay_count", b"1"),
         )
