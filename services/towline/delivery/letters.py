@@ -16,6 +16,7 @@ replayed from) and `towline_replay_count`; if it fails again, that is a new lett
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
@@ -40,6 +41,9 @@ MARK_OF: Final = f"{DEAD_LETTER_PREFIX}mark_of"
 MARK_NOTE: Final = f"{DEAD_LETTER_PREFIX}mark_note"
 REPLAY_OF: Final = "towline_replay_of"
 REPLAY_COUNT: Final = "towline_replay_count"
+
+_NUMBER: Final = re.compile("[0-9]{1,19}")
+"""Anybody can write these headers: other digits than ASCII's, or too many, are more than `int` takes."""
 
 LetterState: TypeAlias = Literal["open", "replayed", "discarded"]
 FILTER_FIELDS: Final = ("reason", "type", "run", "topic", "key", "event", "source")
@@ -67,7 +71,7 @@ class Letter:
     def replay_count(self) -> int:
         """How often this record was replayed before it failed here."""
         text = _header(self.record.headers, REPLAY_COUNT)
-        return int(text) if text.isdigit() else 0
+        return int(text) if _NUMBER.fullmatch(text) else 0
 
     def fields(self) -> dict[str, str]:
         """What filters look at."""
@@ -203,7 +207,7 @@ def parse_origin(text: str) -> Origin | None:
     """``topic/partition/offset``, or None."""
     topic, _, rest = text.partition("/")
     partition, _, offset = rest.partition("/")
-    if not (topic and partition.isdecimal() and offset.isdecimal()):
+    if not (topic and _NUMBER.fullmatch(partition) and _NUMBER.fullmatch(offset)):
         return None
     return Origin(topic, int(partition), int(offset))
 

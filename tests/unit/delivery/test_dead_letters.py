@@ -110,3 +110,17 @@ def test_what_is_no_origin_is_refused(text):
 
 def test_records_that_are_neither_letter_nor_mark_are_counted():
     assert letters(record(1)).unreadable_count == 1
+
+
+@pytest.mark.parametrize("count", ["\u00b2", "9" * 5_000, "-1", "", "one"])
+def test_a_count_of_replays_that_is_no_number_spoils_no_list(count):
+    original = record(7, headers=(("towline_replay_count", count.encode()),))
+    (letter,) = letters(as_letter(original)).select()
+    assert letter.summary()["replays"] == 0
+    assert replay_record(letter, replays_max_count=3).headers[-1] == ("towline_replay_count", b"1")
+
+
+def test_an_origin_of_endless_digits_is_none():
+    headers = [("towline_dead_letter_topic", b"t"), ("towline_dead_letter_partition", b"0")]
+    found = letters(record(0, headers=(*headers, ("towline_dead_letter_offset", b"9" * 5_000))))
+    assert found.unreadable_count == 1
