@@ -79,7 +79,8 @@ class Watches:
         except Exception as error:  # noqa: BLE001 - whoever waits gets it
             for command_id in list(watch.waiting):
                 for future in watch.waiting.pop(command_id):
-                    future.set_exception(error)
+                    if not future.done():
+                        future.set_exception(error)
         finally:
             if self._watches.get(run_id) is watch:
                 del self._watches[run_id]
@@ -112,7 +113,9 @@ class Watches:
             for command_id in asked:
                 if command_id in commands.seen or commands.ended:
                     for future in watch.waiting.pop(command_id, ()):
-                        future.set_result(command_id in commands.seen)
+                        # One that was cancelled a moment ago is still among them.
+                        if not future.done():
+                            future.set_result(command_id in commands.seen)
 
     async def _wait_for_end(self, run_id: str, watch: _Watch, patience_s: float) -> None:
         async with self._slots:
