@@ -28,7 +28,7 @@ from towline.bridge.errors import (
 )
 from towline.bridge.scheduler import RunState, Scheduler
 from towline.contracts.durable import CANCEL_EVENT
-from towline.contracts.errors import PublishError
+from towline.contracts.errors import PayloadStoreAwayError, PublishError
 from towline.contracts.events import Event, RunControl
 from towline.delivery import DONE, Backoff, Deferred, Outcome, Retry
 
@@ -166,7 +166,7 @@ class Control:
                     output = termination_output(event.id, event.data.reason)
                     await self._scheduler.terminate(run_id, output)
                 failures = 0
-            except (SchedulerAwayError, SchedulerFaultError, PublishError) as error:
+            except (SchedulerAwayError, SchedulerFaultError, PayloadStoreAwayError, PublishError) as error:
                 if isinstance(error, SchedulerAwayError):
                     self._availability.lost(str(error))
                 failures += 1

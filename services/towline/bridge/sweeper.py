@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from towline.bridge.answers import Answers
 from towline.bridge.core import terminated_by
-from towline.bridge.errors import BridgeError
+from towline.bridge.errors import BridgeError, SchedulerFaultError, SchedulerRefusedError
 from towline.bridge.scheduler import RunState, Scheduler
-from towline.contracts.errors import PublishError
+from towline.contracts.errors import PayloadStoreAwayError, PublishError
 from towline.contracts.events import ErrorInfo
 
 logger = logging.getLogger(__name__)
@@ -75,10 +75,19 @@ class Sweeper:
         for run_id in await self._scheduler.ended_ids(since=self._answers.now() - self._window):
             if run_id in self._known or self._answers.has_told(run_id):
                 continue
-            state = await self._scheduler.find(run_id)
-            if state is not None and state.ended:
-                published += await self._tell(state)
-                self._remember(run_id)
+            try:
+                published += await self._look_at(run_id)
+            except (SchedulerFaultError, SchedulerRefusedError, PayloadStoreAwayError) as error:
+                # Of this run alone: the others must not wait for it.
+                logger.warning("outcome_not_swept", extra={"run_id": run_id, "error": str(error)})
+        return published
+
+    async def _look_at(self, run_id: str) -> bool:
+        state = await self._scheduler.find(run_id)
+        if state is None or not state.ended:
+            return False
+        published = await self._tell(state)
+        self._remember(run_id)
         return published
 
     async def _tell(self, state: RunState) -> bool:

@@ -14,6 +14,7 @@ from typing import Final
 from towline.bridge.availability import Availability
 from towline.bridge.errors import RunUnknownError, SchedulerAwayError, SchedulerFaultError
 from towline.bridge.scheduler import Commands, Scheduler
+from towline.contracts.errors import PayloadStoreAwayError
 from towline.delivery import Backoff
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Watches:
     async def seen(self, run_id: str, command_id: str) -> bool:
         """True once the run has seen the command; False when it ended without.
 
-        Outlives the scheduler's absence. Cancellation safe: the watch ends with the last one who waits.
+        Outlives the absence of scheduler and payload store. Cancellation safe: the watch ends with the last one who waits.
         """
         watch = self._watches.get(run_id)
         if watch is None:
@@ -103,7 +104,7 @@ class Watches:
                     commands = await self._scheduler.commands_of(run_id)
             except RunUnknownError:
                 commands, asked = Commands(frozenset(), ended=True), frozenset(watch.waiting)
-            except (SchedulerAwayError, SchedulerFaultError) as error:
+            except (SchedulerAwayError, SchedulerFaultError, PayloadStoreAwayError) as error:
                 if isinstance(error, SchedulerAwayError):
                     self._availability.lost(str(error))
                 failures += 1

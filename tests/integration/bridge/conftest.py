@@ -15,7 +15,7 @@ from towline.bridge.app import Bridge
 from towline.bridge.settings import BridgeSettings
 from towline.contracts.events import AppRegistered, Event, RunTypeInfo
 from towline.contracts.producer import EventProducer
-from towline.contracts.settings import KafkaSettings, SchedulerSettings
+from towline.contracts.settings import KafkaSettings, PayloadSettings, SchedulerSettings
 
 REVIEW = RunTypeInfo(
     name="review",
@@ -42,9 +42,11 @@ async def start_bridge(
     """Start bridges; they are stopped at the end, and a bug that ended one fails the test."""
     running: list[tuple[Bridge, asyncio.Task[None]]] = []
 
-    async def start(**settings: object) -> Bridge:
+    async def start(payloads: PayloadSettings | None = None, **settings: object) -> Bridge:
         chosen = {"unknown_run_grace_s": 2.0, "run_type_grace_s": 2.0, "create_topics": False} | settings
-        bridge = Bridge(BridgeSettings(**chosen), kafka_settings, scheduler_settings)
+        bridge = Bridge(
+            BridgeSettings(**chosen), kafka_settings, scheduler_settings, payloads or PayloadSettings()
+        )
         task = asyncio.create_task(bridge.run())
         running.append((bridge, task))
         deadline = asyncio.get_running_loop().time() + 20
