@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from towline.bridge import failpoints, metrics
 from towline.bridge.core import Decision
 from towline.contracts import ids
 from towline.contracts.cloudevents import Record
-from towline.contracts.errors import PublishError
+from towline.contracts.errors import EncodeError, PublishError
 from towline.contracts.events import (
     ApprovalRefusal,
     ApprovalRefused,
@@ -35,8 +36,12 @@ from towline.contracts.producer import EventProducer
 from towline.delivery import Backoff, KafkaRecord
 from towline.telemetry.propagation import inject
 
+logger = logging.getLogger(__name__)
+
 SOURCE: Final = "towline/bridge"
 _KNOWN_MAX_COUNT: Final = 10_000
+_CUT_LENGTH: Final = 2_000
+"""Of a text in an outcome that would be too large with the whole of it. In characters."""
 
 
 class Answers:
@@ -113,21 +118,31 @@ class Answers:
         """The run is not started."""
         run_id = event.data.run_id or event.id
         data = RunRejected(run_id=run_id, run_type=event.data.run_type, error=error)
-        await self._say(ids.outcome_id(run_id), data, event)
+        await self._end(run_id, data, data.model_copy(update={"error": _cut(error)}), event)
 
     async def cancelled(
         self, run_id: str, run_type: str | None, reason: str | None, cause: Event | None
     ) -> None:
         """The run was ended by termination."""
         data = RunCancelled(run_id=run_id, run_type=run_type, reason=reason, finished_at=self.now())
-        await self._say(ids.outcome_id(run_id), data, cause)
+        shorter = data.model_copy(update={"reason": reason and reason[:_CUT_LENGTH]})
+        await self._end(run_id, data, shorter, cause)
         _remember(self._told, run_id)
 
     async def failed(self, run_id: str, run_type: str, error: ErrorInfo, finished_at: datetime) -> None:
         """The scheduler itself failed the run."""
         data = RunFailed(run_id=run_id, run_type=run_type, error=error, finished_at=finished_at)
-        await self._say(ids.outcome_id(run_id), data, None)
+        await self._end(run_id, data, data.model_copy(update={"error": _cut(error)}), None)
         _remember(self._told, run_id)
+
+    async def _end(self, run_id: str, outcome: EventData, shorter: EventData, cause: Event | None) -> None:
+        """Say how a run ended; `shorter` if that is more than Kafka takes: it must be told all the same."""
+        event_id = ids.outcome_id(run_id)
+        try:
+            await self._say(event_id, outcome, cause)
+        except EncodeError as error:
+            logger.warning("outcome_cut", extra={"run_id": run_id, "error": str(error)})
+            await self._say(event_id, shorter, cause)
 
     async def control_done(self, event: Event[RunControl], *, suspended: bool) -> None:
         """A suspend or resume took effect."""
@@ -157,6 +172,10 @@ class Answers:
     async def _give(self, event_id: str, answer: EventData, command: Event) -> None:
         await self._say(event_id, answer, command)
         _remember(self._given, event_id)
+
+
+def _cut(error: ErrorInfo) -> ErrorInfo:
+    return ErrorInfo(type=error.type[:_CUT_LENGTH], message=error.message[:_CUT_LENGTH])
 
 
 def _remember(known: OrderedDict[str, None], name: str) -> None:

@@ -310,3 +310,28 @@ async def test_a_decision_that_waits_long_is_published_again_and_answered_once(
     answer = await wire.until(lambda seen: seen.id.endswith(command))
     assert answer.data["reason"] == "run_finished"
     assert {seen.id for seen in wire.of("r-1") if seen.type == "approval.refused"} == {answer.id}
+
+
+async def test_a_cancel_whose_reason_fits_no_outcome_is_told_with_the_reason_cut(short, hub):
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    await short.request("r-1", start_at=later)
+    await started(hub, "r-1")
+    data = {"run_id": "r-1", "action": "cancel", "reason": "because " * 127_000}
+    await short.event("runs", "run.control", data)
+    outcome = await short.until(lambda seen: seen.id == "r-1/outcome")
+    assert outcome.type == "run.cancelled"
+    assert outcome.data["reason"].startswith("because because")
+    # The sweeper looks at it too.
+    await asyncio.sleep(1.2)
+    assert not [seen for seen in short.seen if seen.topic.endswith("dead-letters")]
+
+
+async def test_an_input_whose_fault_can_t_be_named_in_an_event_is_rejected_all_the_same(
+    register, start_bridge, wire
+):
+    closed = {"type": "object", "additionalProperties": {"type": "integer"}}
+    await register(RunTypeInfo(name="review", input_schema=closed))
+    await start_bridge()
+    await wire.request("r-1", input={"x" * 700_000: "no integer"})
+    rejected = await wire.until(lambda seen: seen.id == "r-1/outcome")
+    assert rejected.data["error"]["type"] == "invalid_input"
