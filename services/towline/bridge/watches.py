@@ -49,7 +49,8 @@ class Watches:
     async def seen(self, run_id: str, command_id: str) -> bool:
         """True once the run has seen the command; False when it ended without.
 
-        Outlives the absence of scheduler and payload store. Cancellation safe: the watch ends with the last one who waits.
+        Outlives the absence of scheduler and payload store. Cancellation safe: the watch ends with the last
+        one who waits.
         """
         watch = self._watches.get(run_id)
         if watch is None:
