@@ -118,6 +118,11 @@ def _validator(app: str, info: RunTypeInfo) -> Draft202012Validator | None:
             "input_schema_ignored", extra={"app": app, "run_type": info.name, "error": error.message}
         )
         return None
+    except RecursionError:
+        logger.warning(
+            "input_schema_ignored", extra={"app": app, "run_type": info.name, "error": "nested too deep"}
+        )
+        return None
     # An empty registry: a schema from a topic must never make us fetch anything.
     return Draft202012Validator(schema, registry=Registry())
 
@@ -128,7 +133,8 @@ def _problems(validator: Draft202012Validator, run_input: Any) -> list[str]:
             validator.iter_errors(run_input),  # pyright: ignore[reportUnknownMemberType]
             key=lambda error: [str(part) for part in error.absolute_path],
         )
-    except Unresolvable as error:
+    except (Unresolvable, ArithmeticError) as error:
+        # The latter: numbers of JSON have no bounds, those of its arithmetic have.
         logger.warning("input_schema_unusable", extra={"error": str(error)[:_MESSAGE_MAX_LENGTH]})
         return []
     except RecursionError:

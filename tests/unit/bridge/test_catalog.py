@@ -98,6 +98,23 @@ def test_an_unusable_schema_takes_any_input_and_fetches_nothing(schema):
     assert list(catalog.find("x").input_problems({"any": 1})) == []
 
 
+def test_a_schema_nested_too_deep_to_be_checked_takes_any_input_and_leaves_the_other_apps_alone():
+    schema = {"type": "string"}
+    for _ in range(150):
+        schema = {"items": schema}
+    catalog = Catalog()
+    catalog.register(app("a", info("deep", schema)))
+    catalog.register(app("b", info("flat", {"type": "string"})))
+    assert catalog.find("deep").input_problems("s") == ()
+    assert catalog.find("flat").input_problems(1) == ["input: 1 is not of type 'string'"]
+
+
+def test_a_number_too_large_to_be_checked_is_left_to_the_app():
+    catalog = Catalog()
+    catalog.register(app("a", info("x", {"multipleOf": 0.5})))
+    assert not catalog.find("x").input_problems(10**400)
+
+
 def test_an_input_nested_too_deep_for_its_schema_is_a_problem_not_a_crash():
     catalog = Catalog()
     catalog.register(app("a", info("x", {"items": {"$ref": "#"}})))
