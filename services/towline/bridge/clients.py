@@ -9,13 +9,14 @@ from typing import Any, Final, Self, cast
 import grpc.aio
 from azure.core.credentials import AccessToken
 from azure.core.credentials_async import AsyncTokenCredential
+from azure.core.exceptions import AzureError
 from durabletask.azuremanaged.client import AsyncDurableTaskSchedulerClient
 from durabletask.azuremanaged.internal.durabletask_grpc_interceptor import (
     DTSAsyncDefaultClientInterceptorImpl,
 )
 from durabletask.grpc_options import GrpcChannelOptions
 
-from towline.bridge.errors import SchedulerRefusedError
+from towline.bridge.errors import SchedulerAwayError, SchedulerRefusedError
 from towline.contracts.payloads.durable_store import SharedPayloadStore
 from towline.contracts.settings import SchedulerSettings
 from towline.http2 import Calls, DirectChannel, plain_address
@@ -149,7 +150,10 @@ class _EntraToken(_StaticToken):
         self._chain = DefaultAzureCredential()
 
     async def get_token(self, *scopes: str, **options: Any) -> AccessToken:
-        return await asyncio.to_thread(self._chain.get_token, *scopes, **options)
+        try:
+            return await asyncio.to_thread(self._chain.get_token, *scopes, **options)
+        except AzureError as error:
+            raise SchedulerAwayError(f"Entra ID gives no token for the scheduler: {error}") from error
 
 
 def _credential(settings: SchedulerSettings) -> AsyncTokenCredential | None:
