@@ -67,6 +67,7 @@ class Answers:
         self.now = now
         self._told: OrderedDict[str, None] = OrderedDict()
         self._given: OrderedDict[str, None] = OrderedDict()
+        self._begun: OrderedDict[str, None] = OrderedDict()
 
     def has_told(self, run_id: str) -> bool:
         """Whether this process has published the run's outcome, as far as it remembers."""
@@ -76,12 +77,17 @@ class Answers:
         """Whether this process has published that answer to a command, as far as it remembers."""
         return event_id in self._given
 
+    def may_have_given(self, event_id: str) -> bool:
+        """Whether this process has tried to publish that answer: Kafka may have it, acknowledged or not."""
+        return event_id in self._begun
+
     async def _say(self, event_id: str, data: EventData, cause: Event | None) -> None:
         if self._lapsed():
             raise PublishError(
                 "Kafka has not heard from this bridge for longer than a session: another may have judged it",
                 event_id=event_id,
             )
+        _remember(self._begun, event_id)
         traceparent, tracestate = inject()
         if traceparent is None and cause is not None:
             traceparent, tracestate = cause.traceparent, cause.tracestate

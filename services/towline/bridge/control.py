@@ -27,6 +27,7 @@ from towline.bridge.errors import (
     SchedulerRefusedError,
 )
 from towline.bridge.scheduler import RunState, Scheduler
+from towline.contracts import ids
 from towline.contracts.durable import CANCEL_EVENT
 from towline.contracts.errors import PayloadStoreAwayError, PublishError
 from towline.contracts.events import Event, RunControl
@@ -72,6 +73,10 @@ class Control:
             waited_s: How long ago it was received here.
         """
         command = event.data
+        if self._answers.may_have_given(ids.control_done_id(command.run_id, command.action, event.id)):
+            # Not judged anew when Kafka's acknowledgement is lost, and not later than what follows in its lane.
+            await self._answers.control_done(event, suspended=command.action == "suspend")
+            return DONE
         state = await self._scheduler.find(command.run_id)
         where = standing(
             state.phase if state else None, state.envelope if state else None, now=self._answers.now()

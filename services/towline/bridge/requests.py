@@ -6,14 +6,15 @@ import logging
 from typing import Final, cast
 
 from towline.bridge import metrics
-from towline.bridge.answers import Answers
+from towline.bridge.answers import Answers, until_published
 from towline.bridge.catalog import Catalog
 from towline.bridge.core import Reject, Start, WaitForCatalog, decide_request, same_request
 from towline.bridge.errors import RunExistsError, SchedulerRefusedError
 from towline.bridge.scheduler import RunState, Scheduler
 from towline.contracts.durable import wrap_input
+from towline.contracts.errors import PublishError
 from towline.contracts.events import ErrorInfo, Event, RunRequested
-from towline.delivery import DONE, DeadLetter, Outcome, Retry
+from towline.delivery import DONE, DeadLetter, Deferred, Outcome, Retry
 from towline.telemetry.propagation import inject
 
 logger = logging.getLogger(__name__)
@@ -96,8 +97,12 @@ class Requests:
         known = await self._scheduler.find(run_id)
         if known is not None:
             return self._judge_existing(event, known)
-        await self._answers.rejected(event, error)
         logger.info("run_rejected", extra={"run_id": run_id, "error_type": error.type})
+        try:
+            await self._answers.rejected(event, error)
+        except PublishError:
+            # Not judged anew when Kafka's acknowledgement is lost: it may hold this answer already.
+            return Deferred(until_published(lambda: self._answers.rejected(event, error)))
         return DONE
 
     def _judge_existing(self, event: Event[RunRequested], known: RunState) -> Outcome:

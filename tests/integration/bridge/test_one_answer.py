@@ -14,11 +14,19 @@ from durabletask.azuremanaged.client import AsyncDurableTaskSchedulerClient
 from tests.integration.bridge.conftest import REVIEW
 from tests.integration.bridge.test_control import control, decide, working
 from tests.integration.bridge.test_requests import started
+from tests.waiting import eventually_async
 
 from towline.bridge.scheduler import Scheduler
 from towline.contracts.durable import RunEnvelope, wrap_input
 from towline.contracts.errors import PublishError
-from towline.contracts.events import ApprovalRefused, Event, RunTypeInfo
+from towline.contracts.events import (
+    ApprovalRefused,
+    Event,
+    EventData,
+    RunProgressed,
+    RunRejected,
+    RunTypeInfo,
+)
 from towline.contracts.producer import EventProducer
 from towline.contracts.settings import SchedulerSettings
 from towline.dev.roles import ProcessPart
@@ -125,6 +133,57 @@ async def test_a_refusal_whose_acknowledgement_is_lost_stays_a_refusal(
     second = await decide(wire, "r-1", "second")
     assert refused not in await until_seen("r-1", second), "it was refused: it must not reach the run"
     assert {seen.id for seen in wire.of("r-1")} == set(lost)
+
+
+@pytest.fixture
+def lose(monkeypatch: pytest.MonkeyPatch):
+    """Lose the acknowledgement of the first event of a kind; something happens meanwhile."""
+
+    def losing(kind: type[EventData], meanwhile: Callable[[], Awaitable[None]]) -> None:
+        send, lost = EventProducer.send, []
+
+        async def lossy(self: EventProducer, event: Event) -> None:
+            await send(self, event)
+            if isinstance(event.data, kind) and not lost:
+                lost.append(event.id)
+                await meanwhile()
+                raise PublishError("no acknowledgement in time", event_id=event.id)
+
+        monkeypatch.setattr(EventProducer, "send", lossy)
+
+    return losing
+
+
+async def test_a_suspension_whose_acknowledgement_is_lost_stays_one(register, start_bridge, wire, hub, lose):
+    lose(RunProgressed, lambda: hub.terminate_orchestration("r-1"))
+    await register()
+    await start_run(hub, "r-1")
+    await start_bridge()
+    suspended = await control(wire, "r-1", "suspend")
+    later = await control(wire, "r-1", "resume")
+    await wire.until(lambda seen: seen.id.endswith(later))
+    answers = [seen for seen in wire.of("r-1") if seen.id.endswith(suspended)]
+    assert {seen.type for seen in answers} == {"run.progressed"}
+    assert all(seen.data["status"]["suspended"] for seen in answers)
+
+
+async def test_a_rejection_whose_acknowledgement_is_lost_stays_one(register, start_bridge, wire, lose):
+    # The catalog as the bridge reads it: the app is there before the request can be judged again.
+    offers: list[Callable[[], object]] = []
+
+    async def registered() -> None:
+        await register(REVIEW, RunTypeInfo(name="late"))
+        await eventually_async(lambda: offers[0]())
+
+    lose(RunRejected, registered)
+    await register(REVIEW)
+    bridge = await start_bridge(unknown_run_grace_s=1.0)
+    offers.append(lambda: bridge._follower._catalog.find("late"))
+    await wire.request("r-1", run_type="late")
+    await wire.until_count(2, lambda seen: seen.id == "r-1/outcome")
+    probe = await control(wire, "r-1", "suspend")
+    answer = await wire.until(lambda seen: seen.id.endswith(probe))
+    assert answer.data["reason"] == "unknown_run", "it was rejected: it must not be started"
 
 
 async def test_a_command_sent_twice_is_judged_once(register, start_bridge, wire, hub, until_seen):
