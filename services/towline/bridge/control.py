@@ -74,7 +74,7 @@ class Control:
         """
         command = event.data
         if self._answers.may_have_given(ids.control_done_id(command.run_id, command.action, event.id)):
-            # Not judged anew when Kafka's acknowledgement is lost, and not later than what follows in its lane.
+            # Its acknowledgement was lost: not judged anew, and not told later than what follows in its lane.
             await self._answers.control_done(event, suspended=command.action == "suspend")
             return DONE
         state = await self._scheduler.find(command.run_id)
