@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from towline.bridge.errors import BridgeError
 from towline.bridge.scheduler import Scheduler
@@ -20,6 +21,8 @@ class Availability:
         self._lost = asyncio.Event()
         self._lost.set()
         self.problem: str | None = "the scheduler has not answered yet"
+        self.since = time.monotonic()
+        """Monotonic seconds since when it answers: graces don't count what was before."""
 
     def lost(self, problem: str) -> None:
         """A call has failed: hold, and probe until it answers again."""
@@ -47,5 +50,6 @@ class Availability:
                 else:
                     break
             if not self._lost.is_set():
+                self.since = time.monotonic()
                 self.problem = None
                 logger.info("scheduler_answers")

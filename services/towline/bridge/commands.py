@@ -186,7 +186,8 @@ class Commands:
         return any(answer in published for answer in answers)
 
     async def _dispatch(self, event: Event, delivery: Delivery[Command]) -> Outcome:
-        waited_s = time.monotonic() - delivery.received_at
+        # While the scheduler was away nothing could be learned of the run, nor its request be carried out.
+        waited_s = time.monotonic() - max(delivery.received_at, self._availability.since)
         match event.data:
             case RunRequested():
                 return await self._requests.carry_out(cast("Event[RunRequested]", event), waited_s)

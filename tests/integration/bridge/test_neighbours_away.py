@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 from uuid import uuid4
 
@@ -79,6 +80,28 @@ async def test_while_the_scheduler_is_away_nothing_is_lost_or_dead_lettered(kafk
                 await asyncio.sleep(0.2)
             assert [seen for seen in wire.seen if seen.topic.endswith("dead-letters")] == []
             assert len(wire.seen) == 1
+
+
+async def test_the_grace_of_a_decision_does_not_run_out_while_the_scheduler_is_away(kafka_settings, tmp_path):
+    grace_s = 3.0
+    with SchedulerPart(data=tmp_path / "scheduler") as part:
+        scheduler = SchedulerSettings(address=part.address, taskhub="t")
+        await register(kafka_settings)
+        settings = {"unknown_run_grace_s": grace_s}
+        async with Running(kafka_settings, scheduler, **settings) as bridge, Wire(kafka_settings) as wire:
+            await eventually_async(lambda: bridge.not_ready() is None, timeout_s=WITHIN_S)
+            await asyncio.to_thread(part.kill)
+            decision = {"run_id": "r-1", "approval_id": "a-1", "approved": True}
+            await wire.event("approvals", "approval.decided", decision)
+            await eventually_async(lambda: bridge.not_ready() is not None, timeout_s=WITHIN_S)
+            received_at = time.monotonic()
+            await eventually_async(lambda: time.monotonic() > received_at + grace_s, timeout_s=WITHIN_S)
+            await asyncio.to_thread(part.start)
+            await eventually_async(lambda: bridge.not_ready() is None, timeout_s=WITHIN_S)
+            back_at = time.monotonic()
+            refused = await wire.until(lambda seen: seen.type == "approval.refused")
+            assert refused.data["reason"] == "unknown_run"
+            assert time.monotonic() - back_at > grace_s / 2, "its request may be carried out only now"
 
 
 async def test_a_bridge_that_starts_before_its_neighbours_waits_and_then_works(tmp_path):
