@@ -43,6 +43,7 @@ DataT = TypeVar("DataT", bound=EventData, default=EventData, covariant=True)
 
 _POLL_S: Final = 0.5
 _COMMIT_EVERY_S: Final = 1.0
+_LAST_COMMIT_S: Final = 5.0
 _GROWTH_CHECK_S: Final = 30.0
 
 
@@ -148,7 +149,7 @@ class EventStream(Generic[DataT]):
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Commit what was handled and close. Idempotent.
+        """Commit what was handled, for at most 5 s, and close. Idempotent.
 
         The event returned last counts as handled only if the next one was asked for.
         """
@@ -157,7 +158,12 @@ class EventStream(Generic[DataT]):
         self._closed = True
         self._processing.end()
         if self._reader is not None:
-            await self._commit(self._reader)
+            try:
+                async with asyncio.timeout(_LAST_COMMIT_S):
+                    await self._commit(self._reader)
+            except TimeoutError:
+                # aiokafka tries for as long as the broker is away. What was not committed comes again.
+                _log.warning("commit_given_up", extra={"group_id": self._group_id})
         self._reader = None
         await self._stack.aclose()
 

@@ -239,3 +239,17 @@ async def test_faststream_subscribers_get_typed_events(kafka_settings: KafkaSett
         data=completed("r-1", {"n": 1}).data,
         time=got[0].time,
     )
+
+
+@pytest.mark.slow
+async def test_a_stream_is_closed_though_kafka_is_away(tmp_path: Path) -> None:
+    with KafkaPart(data=tmp_path / "kafka") as kafka:
+        settings = KafkaSettings(bootstrap=kafka.bootstrap)
+        await ensure_topics(settings, partitions=2)
+        async with TowlineClient(settings) as client, EventProducer(settings) as platform:
+            await platform.send_many([completed("one"), completed("two")])
+            stream = client.results("g")
+            await take(stream, 2)
+            await asyncio.to_thread(kafka.kill)
+            async with asyncio.timeout(25):
+                await stream.aclose()
