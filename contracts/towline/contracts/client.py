@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from towline.contracts.signing import DecisionSigner
 
 _REMEMBERED: Final = 50_000
+_UNSURE_MAX_COUNT: Final = 10_000
 _DataT = TypeVar("_DataT", bound=EventData)
 _DecisionT = TypeVar("_DecisionT", ApprovalDecided, EventRaised)
 
@@ -276,6 +278,8 @@ class TowlineClient:
         self._watch = OutcomeWatch(
             self._settings, client_id=client_id, timeout_s=connect_timeout_s, payloads=self._payloads
         )
+        self._unsure: OrderedDict[str, tuple[Watched, Since]] = OrderedDict()
+        """Runs whose request may be on Kafka unacknowledged: started again, they may have ended already."""
         self._streams: set[EventStream[Any]] = set()
         self._stack = AsyncExitStack()
 
@@ -326,7 +330,8 @@ class TowlineClient:
     ) -> Run:
         """Publish a run request and wait until Kafka has it.
 
-        Starting the same `run_id` with the same content again starts nothing new: use it for retries.
+        Starting the same `run_id` with the same content again starts nothing new: use it for retries. An
+        outcome that was there before this client began to start it is found by `TowlineClient.run` alone.
         The current OpenTelemetry trace goes with it.
 
         Args:
@@ -351,7 +356,10 @@ class TowlineClient:
         """
         run_id = str(uuid4()) if run_id is None else _checked_run_id(run_id)
         watched = self._watch.watched(run_id)
-        since = await self._watch.before_start(watched)
+        _, since = self._unsure.get(run_id) or (watched, await self._watch.before_start(watched))
+        self._unsure[run_id] = watched, since
+        if len(self._unsure) > _UNSURE_MAX_COUNT:
+            self._unsure.popitem(last=False)
         await self.publish(
             RunRequested,
             event_id,
@@ -364,6 +372,7 @@ class TowlineClient:
             expires_at=expires_at,
             tags=None if tags is None else dict(tags),
         )
+        self._unsure.pop(run_id, None)
         return Run(self, run_id, watched, since)
 
     def run(self, run_id: str, *, since: datetime | None = None) -> Run:

@@ -48,6 +48,8 @@ class Watched:
         self.covered = False
         """Whether everything since the run's beginning was read, or is being read."""
         self.scanning = False
+        self.passed = False
+        """Whether its outcome was read, and could not be had: it must be searched for."""
         self._later: Event[RunOutcome] | None = None
         self.changed = asyncio.Event()
 
@@ -182,7 +184,7 @@ class OutcomeWatch:
                 return
             await self._begin(since)
             watched.covered = True
-            if self._was_read_live(since):
+            if self._was_read_live(since) and not watched.passed:
                 watched.scanned(None)
                 return
             watched.scanning = True
@@ -248,6 +250,7 @@ class OutcomeWatch:
             event = await resolved(record, self._payloads)
         except DecodeError as error:
             # The run has ended, and how cannot be read: whoever waits must not wait for ever.
+            watched.passed = True
             watched.failed(error)
             return None
         if event is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -26,23 +27,29 @@ from tests.waiting import eventually_async
 from towline.contracts import (
     ApprovalRequested,
     ClientError,
+    DataElsewhereError,
     EncodeError,
     ErrorInfo,
     Event,
     EventProducer,
     KafkaSettings,
     KafkaUnavailableError,
+    PublishError,
     ResultTimeoutError,
     RunCancelled,
     RunCancelledError,
     RunFailedError,
     RunRejected,
     RunRejectedError,
+    RunRequested,
     TowlineClient,
     decode,
+    encode,
     ids,
+    outcomes,
 )
 from towline.contracts.kafka import ensure_topics
+from towline.contracts.payload_reference import PayloadReference
 from towline.dev import KafkaPart
 
 TIMEOUT_S = 30.0
@@ -291,3 +298,47 @@ async def test_waiting_survives_a_killed_broker(tmp_path: Path) -> None:
 
 async def _collect(events: object) -> list[str]:
     return [event.id async for event in events]  # pyright: ignore[reportGeneralTypeIssues, reportUnknownVariableType, reportUnknownMemberType]
+
+
+@pytest.mark.parametrize("reads_live", [False, True])
+async def test_a_run_started_again_after_a_lost_acknowledgement_gives_the_outcome_it_had_by_then(
+    kafka_settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch, reads_live: bool
+) -> None:
+    async with TowlineClient(kafka_settings) as client, EventProducer(kafka_settings) as platform:
+        send = EventProducer.send
+
+        async def lossy(self: EventProducer, event: Event) -> None:
+            await send(self, event)
+            if isinstance(event.data, RunRequested):
+                monkeypatch.setattr(EventProducer, "send", send)
+                await platform.send(completed("r-1", "quick"))
+                raise PublishError("no acknowledgement in time", event_id=event.id)
+
+        if reads_live:
+            warm = await client.start("a")
+            await platform.send(completed(warm.run_id))
+            assert await warm.result(TIMEOUT_S) == "done"
+        monkeypatch.setattr(EventProducer, "send", lossy)
+        with pytest.raises(PublishError):
+            await client.start("a", run_id="r-1")
+        gc.collect()
+        # As its message says; the snapshot of where topics end has been renewed meanwhile.
+        monkeypatch.setattr(outcomes, "_SNAPSHOT_MAX_AGE_S", -1.0)
+        run = await client.start("a", run_id="r-1")
+        assert await run.result(TIMEOUT_S) == "quick"
+
+
+async def test_an_outcome_that_can_not_be_had_is_an_error_each_time_it_is_asked_for(
+    kafka_settings: KafkaSettings,
+) -> None:
+    async with TowlineClient(kafka_settings) as client, EventProducer(kafka_settings) as platform:
+        run = await client.start("a")
+        record = encode(completed(run.run_id))
+        reference = PayloadReference.of(record.value or b"")
+        elsewhere = replace(
+            record, value=None, headers=(*record.headers, ("ce_dataref", str(reference).encode()))
+        )
+        await platform.send_record(kafka_settings.topics.results, elsewhere, name="outcome")
+        for _ in range(2):
+            with pytest.raises(DataElsewhereError):
+                await run.result(TIMEOUT_S)
