@@ -57,7 +57,13 @@ def server_properties(*, port: int, controller_port: int, log_dir: Path) -> str:
         "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
         "log.dirs": str(log_dir),
     }
-    return "".join(f"{name}={value}\n" for name, value in (_SETTINGS | addresses).items())
+    return "".join(f"{name}={_escaped(value)}\n" for name, value in (_SETTINGS | addresses).items())
+
+
+def _escaped(value: str) -> str:
+    """`value` as Java reads it: a properties file is Latin-1, any other character a UTF-16 escape."""
+    units = struct.iter_unpack(">H", value.replace("\\", "\\\\").encode("utf-16-be", "surrogatepass"))
+    return "".join(chr(unit) if unit < 128 else f"\\u{unit:04x}" for (unit,) in units)
 
 
 def kafka_uuid(value: UUID) -> str:

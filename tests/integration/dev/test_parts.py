@@ -39,6 +39,13 @@ async def test_kafka_has_its_address_and_its_records_after_a_kill(tmp_path: Path
             assert (await consumer.getone()).value == b"kept"
 
 
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "zoë's stack 🚂"
+    with KafkaPart(data=folder / "kafka"), ValkeyPart(data=folder / "valkey"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
 def test_valkey_has_its_address_and_its_data_after_a_clean_stop(tmp_path: Path) -> None:
     with ValkeyPart(data=tmp_path / "valkey") as valkey:
         redis.Redis.from_url(valkey.url).set("key", "kept")

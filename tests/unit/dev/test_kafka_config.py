@@ -21,6 +21,13 @@ def test_the_configuration_names_both_listeners_and_the_folder() -> None:
     assert settings["auto.create.topics.enable"] == "false"
 
 
+def test_a_folder_is_written_as_java_reads_it() -> None:
+    log_dir = Path("/home/zoë/🚂/a\\b")
+    text = kafka_config.server_properties(port=1, controller_port=2, log_dir=log_dir)
+    assert "log.dirs=/home/zo\\u00eb/\\ud83d\\ude82/a\\\\b\n" in text
+    assert text.isascii()
+
+
 def test_ids_are_written_as_kafka_writes_them() -> None:
     assert kafka_config.kafka_uuid(UUID(int=0)) == "A" * 22
 
