@@ -5,6 +5,7 @@ DevError
 ├── MissingToolError      a program that the stack needs is not installed
 ├── DistributionError     Kafka's jars could not be fetched or prepared
 ├── AddressInUseError     a part's port is taken by a process that is not ours
+├── WrongSettingError     a TOWLINE_* variable holds what it may not
 ├── PartFailedError       a part ended or was not ready in time (carries its last lines)
 └── AlreadyRunningError   another `towline dev` uses the same data folder
 ```
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+
+from pydantic import ValidationError
 
 LINES_SHOWN = 8
 """Lines of a part's output in a message."""
@@ -44,6 +47,15 @@ class AddressInUseError(DevError):
         )
         self.part = part
         self.port = port
+
+
+class WrongSettingError(DevError):
+    """A variable holds what it may not. Its value is not shown: it may be a secret."""
+
+    def __init__(self, error: ValidationError) -> None:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in (error.title, *first["loc"]))
+        super().__init__(f"{field}: {first['msg']}: see `towline settings`")
 
 
 class PartFailedError(DevError):

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from towline.contracts.kafka import ensure_topics
 from towline.contracts.settings import KafkaSettings, PayloadSettings
+from towline.dev.errors import WrongSettingError
 from towline.dev.kafka import KafkaPart
 from towline.dev.part import Part
 from towline.dev.process import LineSink
@@ -60,6 +61,11 @@ class Stack:
     """
 
     def __init__(self, plan: StackPlan, *, sink: LineSink | None = None) -> None:
+        """Make it.
+
+        Raises:
+            WrongSettingError: A Kafka that is given cannot be reached in the way that its settings say.
+        """
         self.plan = plan
         self.addresses: dict[str, str] = dict(plan.given)
         self.infrastructure: list[Part] = []
@@ -87,6 +93,7 @@ class Stack:
             )
             self.roles.append(part)
             self.addresses.update(part.addresses)
+        _ = self.kafka  # a wrong setting is told before anything is started
 
     def environment(self) -> dict[str, str]:
         """The `TOWLINE_*` variables of a process that belongs to this stack."""
@@ -118,7 +125,10 @@ class Stack:
         prefix = os.environ.get("TOWLINE_KAFKA_TOPIC_PREFIX", "towline.")
         settings: dict[str, Any] = {"topic_prefix": prefix, **given}
         settings["bootstrap"] = self.addresses["TOWLINE_KAFKA_BOOTSTRAP"]
-        return KafkaSettings.model_validate(settings)
+        try:
+            return KafkaSettings.model_validate(settings)
+        except ValidationError as error:
+            raise WrongSettingError(error) from None
 
     @property
     def _kafka_is_given(self) -> bool:

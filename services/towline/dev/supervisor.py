@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias, TypeVar
 
-from towline.contracts.errors import TowlineError
 from towline.dev.errors import DevError, PartFailedError
 from towline.dev.lifecycle import Action, Life, Phase, Policy, Seen, step
 from towline.dev.part import Part
@@ -95,6 +94,7 @@ class Supervisor:
         Raises:
             DevError: A part could not be started; the message names the fix.
             TowlineError: The topics could not be created.
+            Exception: Either failed for a reason that nobody foresaw.
         """
         try:
             for one in self._all:
@@ -188,7 +188,7 @@ class Supervisor:
     async def _prepare(self, one: _Supervised) -> None:
         try:
             await self._in_thread(one.part.prepare)
-        except (DevError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - the root of a task: nothing else would tell of it
             self._fail(error)
         else:
             one.prepared = True
@@ -197,7 +197,7 @@ class Supervisor:
         await self._kafka_ready.wait()
         try:
             await self._stack.create_topics()
-        except TowlineError as error:
+        except Exception as error:  # noqa: BLE001 - as above
             self._fail(error)
         else:
             self._topics_exist = True
