@@ -113,7 +113,8 @@ class Child:
         """Start `command`.
 
         Raises:
-            FileNotFoundError: The working directory does not exist.
+            OSError: The working directory does not exist, the pid file cannot be written, or the system has
+                no more processes or files to give. Nothing runs then.
         """
         self.name = name
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
@@ -133,7 +134,12 @@ class Child:
             )
         ).result()
         if pid_file is not None:
-            pid_file.write(self.pid)
+            try:
+                pid_file.write(self.pid)
+            except OSError:  # nobody would ever know of it
+                _signal_group(self.pid, signal.SIGKILL)
+                self._process.wait()
+                raise
         self._pump = threading.Thread(target=self._read_lines, name=f"towline-log-{name}", daemon=True)
         self._pump.start()
 

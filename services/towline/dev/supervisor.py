@@ -31,7 +31,8 @@ class _Supervised:
     prepared: bool = False
     ready: bool = False
     """The probe succeeded since the last start."""
-    spawn_failed: bool = False
+    problem: str | None = None
+    """Why the last start made no process."""
     probe: asyncio.Task[None] | None = None
 
 
@@ -132,7 +133,7 @@ class Supervisor:
         seen = Seen(
             wanted=wanted,
             may_start=may_start and one.prepared,
-            ended=one.spawn_failed or not one.part.is_running,
+            ended=one.problem is not None or not one.part.is_running,
             refuses=one.part.exit_status() == USAGE_STATUS,
             ready=one.ready,
         )
@@ -153,12 +154,12 @@ class Supervisor:
             self._say(f"{one.part.name} takes too long: killed")
             one.part.kill_now()
         else:
-            one.ready = one.spawn_failed = False
+            one.ready, one.problem = False, None
             try:
                 one.part.spawn()
-            except DevError as error:
-                self._say(str(error))
-                one.spawn_failed = True
+            except (DevError, OSError) as error:  # the latter: a full disk, no process or file to be had
+                one.problem = f"{one.part.name}: {error}" if isinstance(error, OSError) else str(error)
+                self._say(one.problem)
 
     def _tell(self, one: _Supervised, before: Life, policy: Policy) -> None:
         name, now, status = one.part.name, one.life, one.part.exit_status()
@@ -167,9 +168,12 @@ class Supervisor:
             if name == "kafka":
                 self._kafka_ready.set()
         elif now.phase is Phase.BACKOFF:
-            what = "could not be started" if one.spawn_failed else f"ended with status {status}"
+            what = "could not be started" if one.problem is not None else f"ended with status {status}"
             self._say(f"{name} {what}: started again in {policy.backoff_s(now.failures):g} s")
         elif now.phase is Phase.FAILED:
+            if one.problem is not None:
+                self._fail(DevError(one.problem))
+                return
             times = "once" if now.failures == 1 else f"{now.failures} times"
             what = f"ended {times} before it was ready, last with status {status}"
             self._fail(PartFailedError(name, what, one.part.last_lines))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from tests.waiting import eventually_async
 
-from towline.dev.errors import WrongSettingError
+from towline.dev.errors import DevError, WrongSettingError
 from towline.dev.part import Part
 from towline.dev.stack import Stack, StackPlan
 from towline.dev.supervisor import Supervisor
@@ -54,6 +56,61 @@ def test_a_setting_that_kafka_cannot_be_reached_with_is_named_before_anything_is
         )
     assert "\n" not in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+class OnFullDisk(Sleeper):
+    """A part whose configuration cannot be written at some of its starts."""
+
+    def __init__(self, data: Path, fails: Container[int]) -> None:
+        super().__init__(data)
+        self.starts = 0
+        self._fails = fails
+
+    def command(self) -> Sequence[str]:
+        self.starts += 1
+        if self.starts in self._fails:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.data / "server.properties"))
+        return super().command()
+
+
+class WithTopics(Stack):
+    """A stack whose topics are there."""
+
+    async def create_topics(self) -> None:
+        return
+
+
+async def test_a_part_that_a_full_disk_keeps_from_starting_again_is_tried_until_there_is_room(
+    tmp_path: Path,
+) -> None:
+    stack = WithTopics(plan(tmp_path))
+    part, other = OnFullDisk(tmp_path, fails={2, 3}), Sleeper(tmp_path / "other")
+    stack.infrastructure = [part, other]
+    said: list[str] = []
+    supervisor = Supervisor(stack, say=said.append, on_ready=lambda: None)
+    running = asyncio.create_task(supervisor.run())
+    try:
+        await eventually_async(lambda: any("is ready" in line for line in said) and part.is_running)
+        pid = other.pid
+        part.kill_now()
+        await eventually_async(lambda: running.done() or (part.starts == 4 and part.is_running))
+        assert not running.done(), said
+        assert other.pid == pid
+        assert any("No space left on device" in line and "server.properties" in line for line in said)
+    finally:
+        supervisor.stop()
+        await asyncio.wait_for(running, PATIENCE_S)
+
+
+async def test_a_part_that_a_full_disk_never_lets_start_ends_the_stack_with_the_reason(
+    tmp_path: Path,
+) -> None:
+    stack = WithTopics(plan(tmp_path))
+    stack.infrastructure = [OnFullDisk(tmp_path, fails=range(10))]
+    supervisor = Supervisor(stack, say=lambda _: None, on_ready=lambda: None)
+
+    with pytest.raises(DevError, match=r"^sleeper: .*No space left on device.*server\.properties"):
+        await asyncio.wait_for(supervisor.run(), PATIENCE_S)
 
 
 class Unforeseen(Stack):
