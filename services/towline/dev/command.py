@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Final
 
 import typer
@@ -23,6 +24,8 @@ app = typer.Typer(help="The whole stack on this machine.", pretty_exceptions_ena
 
 USUAL_PORTS: Final = {"kafka": 9092, "valkey": 6379, "scheduler": 8080, "relay": 8090}
 """The settings' defaults, so that other commands need no addresses; free ones if these are taken."""
+NO_RELAY: Final = "none"
+"""As TOWLINE_RELAY_URL: there is none, and none is started."""
 EXAMPLES: Final = "examples.all:setup_worker"
 SAMPLE: Final = "towline.cli.sample_app:setup_worker"
 
@@ -131,9 +134,10 @@ def summary(stack: Stack, env_file: Path | None) -> str:
     """What a person wants to know once all is ready."""
     addresses = "\n".join(f"  {name}={value}" for name, value in sorted(stack.addresses.items()))
     relay = stack.addresses.get("TOWLINE_RELAY_URL")
-    first = [f"set -a; . {env_file}; set +a"] if env_file is not None else []
+    # Absolute: most shells look for a file without a folder on the PATH.
+    first = [f"set -a; . {quote(str(env_file.absolute()))}; set +a"] if env_file is not None else []
     steps = [*first, *_FIRST_STEPS.get(stack.plan.app, ()), "towline results --follow"]
-    if relay:
+    if relay and relay != NO_RELAY:
         steps.append(f"open {relay}/docs   # the HTTP API")
     tries = "\n".join(f"  {step}" for step in steps)
     large = ""
