@@ -1,10 +1,15 @@
 """`towline`, the command line."""
 
+import io
 import sys
 
 
 def main() -> None:
     """Entry point of the `towline` script."""
+    stdout: object = sys.stdout  # None if it is closed
+    if isinstance(stdout, io.TextIOWrapper):
+        # What a terminal or pipe of another encoding cannot show is escaped, as on standard error.
+        stdout.reconfigure(errors="backslashreplace")
     if sys.argv[1:2] == ["health"]:  # runs every few seconds in every container
         from towline.cli.health import health
 

@@ -114,8 +114,9 @@ class Printer:
 
 
 def json_line(value: Mapping[str, Any]) -> str:
-    """`value` as JSON on one line."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """`value` as JSON on one line, in what standard output can be written in."""
+    ascii_only = str(sys.stdout.encoding).replace("-", "").lower() != "utf8"
+    return json.dumps(value, ensure_ascii=ascii_only, separators=(",", ":"))
 
 
 def hint(text: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +79,23 @@ def test_a_role_loads_only_what_is_its_own() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "loaded []" in shown
+
+
+def test_text_that_standard_output_cannot_show_is_escaped_and_stays_json() -> None:
+    environment = {
+        **os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "TOWLINE_KAFKA_TOPIC_PREFIX": "zoë.",
+    }  # fmt: skip
+    shown: list[str] = []
+    for option in ([], ["--json"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "towline.cli", "settings", *option],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        shown.append(done.stdout)
+    assert "TOWLINE_KAFKA_TOPIC_PREFIX=zo\\xeb." in shown[0]
+    values = {line["name"]: line["value"] for line in map(json.loads, shown[1].splitlines())}
+    assert values["TOWLINE_KAFKA_TOPIC_PREFIX"] == "zoë."
 
 
 def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
