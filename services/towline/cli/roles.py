@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -25,6 +26,8 @@ _SETTINGS: Final[dict[str, Any]] = {
     "ignore_unknown_options": True,
     "help_option_names": [],
 }
+_WRONG: Final = 2
+"""Exit status for a wrong command line or setting: trying again does not mend it."""
 _MODULES: Final = {"demo": "towline.dev.demo", "dead-letters": "towline.delivery.command"}
 
 
@@ -58,7 +61,8 @@ def run_role(role: str, arguments: list[str]) -> None:
         # Never the values: one of them may be a secret.
         first = details.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in (details.title, *first["loc"]))
-        raise SystemExit(f"towline {role}: {field}: {first['msg']}: see `towline settings`") from None
+        sys.stderr.write(f"towline {role}: {field}: {first['msg']}: see `towline settings`\n")
+        raise SystemExit(_WRONG) from None
 
 
 def run_named_role(arguments: Sequence[str]) -> bool:

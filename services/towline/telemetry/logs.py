@@ -25,6 +25,21 @@ def _extra(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name, value in vars(record).items() if name not in _STANDARD}
 
 
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, str | int)
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception as error:  # noqa: BLE001 - somebody else's code
+        return f"<{type(value).__name__} without repr: {type(error).__name__}>"
+
+
+def _printable(line: str) -> str:
+    return line if line.isprintable() else line.encode("unicode_escape").decode("ascii")
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, event, logger, the record's extra fields, trace ids."""
 
@@ -48,7 +63,11 @@ class JsonFormatter(logging.Formatter):
             line["span_id"] = format(context.span_id, "016x")
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=repr)
+        try:
+            return json.dumps(line, ensure_ascii=False, allow_nan=False, default=repr)
+        except Exception:  # noqa: BLE001 - NaN, a key that is no text, a loop, a repr that raises: log it all the same
+            plain = {name: value if _is_plain(value) else _repr(value) for name, value in line.items()}
+            return json.dumps(plain, ensure_ascii=False)
 
 
 class HumanFormatter(logging.Formatter):
@@ -57,16 +76,13 @@ class HumanFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record as one readable line, control characters escaped."""
         time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
-        fields = " ".join(f"{name}={value!r}" for name, value in _extra(record).items())
-        event = (
-            record.getMessage().encode("unicode_escape").decode("ascii")
-            if not record.getMessage().isprintable()
-            else record.getMessage()
-        )
-        line = f"{time} {record.levelname.lower():<7} {event}"
+        fields = " ".join(f"{name}={_repr(value)}" for name, value in _extra(record).items())
+        line = f"{time} {record.levelname.lower():<7} {_printable(record.getMessage())}"
         line = f"{line}  {fields}" if fields else line
         if record.exc_info:
-            line = f"{line}\n{self.formatException(record.exc_info)}"
+            # Its message may hold what came from a topic.
+            trace = self.formatException(record.exc_info).expandtabs().split("\n")
+            line = "\n".join([line, *(f"  {_printable(part)}" for part in trace)])
         return line
 
 

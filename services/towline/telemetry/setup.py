@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Generator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from opentelemetry import metrics, trace
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from towline.telemetry.logs import configure_logging
@@ -31,6 +32,13 @@ class LogSettings(BaseSettings):
     format: Literal["auto", "json", "human"] = Field(
         default="auto", description="auto: human on a terminal, JSON elsewhere."
     )
+
+    @field_validator("level")
+    @classmethod
+    def _check_level(cls, level: str) -> str:
+        if level.upper() not in logging.getLevelNamesMapping():
+            raise ValueError("must be one of DEBUG, INFO, WARNING, ERROR and CRITICAL")
+        return level
 
 
 class TraceSettings(BaseSettings):

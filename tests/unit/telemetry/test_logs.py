@@ -1,5 +1,10 @@
 import json
 import logging
+import subprocess
+import sys
+from typing import Any
+
+import pytest
 
 from towline.telemetry.logs import HumanFormatter, JsonFormatter
 
@@ -26,3 +31,57 @@ def test_hostile_text_cannot_forge_a_line_or_move_the_cursor() -> None:
         text = formatter.format(_record(hostile, run_id=hostile))
         assert "\n" not in text
         assert "\x1b" not in text
+
+
+class _Mute:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def _loop() -> dict[str, Any]:
+    loop: dict[str, Any] = {}
+    loop["again"] = loop
+    return loop
+
+
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), float("inf"), {"score": float("nan")}, {("topic", 0): 7}, _loop(), _Mute(), "\ud800"],
+    ids=["nan", "inf", "nan within", "other keys", "loop", "mute", "half a surrogate pair"],
+)
+def test_a_line_is_json_whatever_is_logged(value: object) -> None:
+    text = JsonFormatter("towline-worker").format(_record("scored", value=value, run_id="r1"))
+
+    line = json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
+
+    assert (line["event"], line["run_id"]) == ("scored", "r1")
+    assert "value" in line
+    assert "\n" not in text
+    assert "value=" in HumanFormatter().format(_record("scored", value=value))
+
+
+def test_an_exceptions_text_cannot_drive_the_terminal() -> None:
+    error = ValueError("no such customer: \x1b]0;mine\x07\n12:00:00.000 info    forged")
+    record = _record("failed")
+    record.exc_info = (type(error), error, None)
+
+    text = HumanFormatter().format(record)
+
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert not any(line.startswith("12:00:00.000") for line in text.split("\n"))
+
+
+@pytest.mark.parametrize("level", ["verbose", "", "10"])
+def test_a_level_that_is_none_is_named_in_one_line(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOWLINE_LOG_LEVEL", level)
+    done = subprocess.run(
+        [sys.executable, "-m", "towline.cli", "bridge"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("towline bridge: LogSettings.level: ")
+    assert "must be one of DEBUG, INFO" in line
