@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
@@ -50,7 +51,10 @@ class KeptSpan:
 
 
 class FileSpanExporter(SpanExporter):
-    """Appends spans to ``<service>-<pid>.spans`` in `folder`, which is made if it is not there."""
+    """Appends spans to ``<service>-<pid>.spans`` in `folder`, which is made if it is not there.
+
+    A folder that cannot be made is logged and costs spans, nothing else.
+    """
 
     def __init__(self, folder: Path, service: str, *, file_max_bytes: int = FILE_MAX_BYTES) -> None:
         self._path = folder / f"{service}-{os.getpid()}{_SUFFIX}"
@@ -58,23 +62,25 @@ class FileSpanExporter(SpanExporter):
         self._file_max_bytes = file_max_bytes
         self._lock = threading.Lock()
         self._failed = False
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_oldest(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_oldest(folder)
+        except OSError as error:
+            self._tell(error)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Append `spans`. A full disk is logged once and costs spans, nothing else."""
         lines = "".join(f"{self._line(span)}\n" for span in spans)
         try:
             with self._lock:
-                with self._path.open("a", encoding="utf-8") as file:
+                # Half a surrogate pair in somebody's text becomes its JSON escape, and costs no batch.
+                with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                     file.write(lines)
                     full = file.tell() > self._file_max_bytes
                 if full:
                     self._path.replace(self._path.with_suffix(f".1{_SUFFIX}"))
         except OSError as error:
-            if not self._failed:
-                _log.warning("spans_not_kept", extra={"path": str(self._path), "error": str(error)})
-            self._failed = True
+            self._tell(error)
             return SpanExportResult.FAILURE
         self._failed = False
         return SpanExportResult.SUCCESS
@@ -86,6 +92,11 @@ class FileSpanExporter(SpanExporter):
         """Nothing is held back."""
         del timeout_millis
         return True
+
+    def _tell(self, error: OSError) -> None:
+        if not self._failed:
+            _log.warning("spans_not_kept", extra={"path": str(self._path), "error": str(error)})
+        self._failed = True
 
     def _line(self, span: ReadableSpan) -> str:
         context = span.context
@@ -110,8 +121,11 @@ class FileSpanExporter(SpanExporter):
 
 
 def _remove_oldest(folder: Path) -> None:
-    files = sorted(folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in files[FILES_MAX_COUNT:]:
+    changed: list[tuple[float, Path]] = []
+    for path in folder.glob(f"*{_SUFFIX}"):
+        with suppress(FileNotFoundError):  # removed by another role that starts just now
+            changed.append((path.stat().st_mtime, path))
+    for _, path in sorted(changed, reverse=True)[FILES_MAX_COUNT:]:
         path.unlink(missing_ok=True)
 
 

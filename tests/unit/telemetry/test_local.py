@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.trace import Link, StatusCode
 
 from towline.telemetry import local, tree
@@ -99,6 +100,39 @@ def test_a_disk_that_takes_nothing_costs_spans_and_nothing_else(
     for _ in range(3):
         tracer.start_span("lost").end()
     assert [record.message for record in caplog.records] == ["spans_not_kept"]
+
+
+def test_a_folder_that_cannot_be_made_costs_spans_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    tracer = tracer_to(tmp_path / "file" / "traces")
+    tracer.start_span("lost").end()
+    assert [record.message for record in caplog.records] == ["spans_not_kept"]
+
+
+def test_roles_that_start_at_once_remove_old_files_side_by_side(tmp_path: Path) -> None:
+    for number in range(2_000):
+        (tmp_path / f"towline-worker-{number}.spans").touch()
+    with ThreadPoolExecutor(max_workers=8) as threads:
+        starts = [threads.submit(FileSpanExporter, tmp_path, "towline-bridge") for _ in range(8)]
+    assert [start.exception() for start in starts] == [None] * 8
+    assert len(list(tmp_path.iterdir())) == local.FILES_MAX_COUNT
+
+
+def test_half_a_surrogate_pair_in_one_span_does_not_cost_the_batch(tmp_path: Path) -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(RunAttributes())
+    batches = BatchSpanProcessor(FileSpanExporter(tmp_path, "towline-worker"))
+    provider.add_span_processor(batches)
+    tracer = provider.get_tracer("test")
+    with in_run(RunRef("run-1")):
+        tracer.start_span("before").end()
+        tracer.start_span("odd \ud83d").end()
+    batches.force_flush()
+
+    names = {span.name for spans in traces_of(tmp_path, "run-1").values() for span in spans}
+    assert names == {"before", "odd \ud83d"}
 
 
 def test_the_tree_shows_times_and_what_matters() -> None:
