@@ -30,6 +30,7 @@ import durabletask.internal.orchestrator_service_pb2 as pb
 from azure.core.credentials import TokenCredential
 from durabletask.azuremanaged.client import DurableTaskSchedulerClient
 from google.protobuf.json_format import MessageToDict, ParseDict
+from pydantic import ValidationError
 
 from towline.contracts.settings import SchedulerSettings
 from towline.testing.errors import ReplayError, TestKitError
@@ -81,7 +82,11 @@ class RecordedRun:
     instances: tuple[RecordedInstance, ...]
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, to be kept beside the tests. It holds the run's data: mind what you commit."""
+        """Write it as JSON, to be kept beside the tests. It holds the run's data: mind what you commit.
+
+        Raises:
+            OSError: It cannot be written there. A folder that is missing is made.
+        """
         instances = [
             {
                 "instance_id": instance.instance_id,
@@ -91,6 +96,7 @@ class RecordedRun:
             for instance in self.instances
         ]
         text = {"run_id": self.run_id, "instances": instances}
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(text, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
@@ -318,6 +324,12 @@ def main() -> None:
         record(SchedulerSettings(), arguments.run_id).save(arguments.file)
     except TestKitError as error:
         parser.exit(2, f"{error}\n")
+    except OSError as error:
+        parser.exit(1, f"{arguments.file} cannot be written: {error}\n")
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in (error.title, *first["loc"]))
+        parser.exit(2, f"{field}: {first['msg']}: see `towline settings`\n")
 
 
 if __name__ == "__main__":

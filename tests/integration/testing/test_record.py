@@ -60,3 +60,11 @@ def test_a_scheduler_that_is_away_is_named_by_its_setting(tmp_path: Path) -> Non
     assert "UNAVAILABLE" in done.stderr
     assert "see TOWLINE_SCHEDULER_ADDRESS" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_setting_is_named_in_one_line(tmp_path: Path) -> None:
+    done = record_by_command(tmp_path / "run.json", TOWLINE_SCHEDULER_CREDENTIAL="magic")
+
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("SchedulerSettings.credential: ")

@@ -99,6 +99,12 @@ def test_a_saved_run_is_loaded_as_it_was(tmp_path: Path) -> None:
     assert RecordedRun.load(tmp_path / "again.json") == recorded
 
 
+def test_the_folder_of_the_first_recorded_run_is_made(tmp_path: Path) -> None:
+    RecordedRun.load(HISTORIES[0]).save(tmp_path / "tests" / "histories" / "run-17.json")
+
+    assert (tmp_path / "tests" / "histories" / "run-17.json").exists()
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"run_id": "r", "instances": [{}]}', "[]"])
 def test_a_file_that_is_no_recorded_run_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "broken.json"
