@@ -68,18 +68,23 @@ async def _runs(status: str | None, limit: int, *, as_json: bool) -> None:
             "or set TOWLINE_RELAY_URL to where it is"
         )
     params: dict[str, str | int] = {"limit": limit} | ({"status": status} if status else {})
-    found = _listed(await relay.get_json(url, "/runs", params=params), "runs")
+    found = await _listed(url, "runs", params)
     if as_json:
         for run in found:
             Printer.line(json_line(run))
         return
     asks: dict[str, list[str]] = {}
-    for ask in _listed(await relay.get_json(url, "/approvals", params={"limit": 200}), "approvals"):
+    for ask in await _listed(url, "approvals", {"limit": 200}):
         asks.setdefault(str(ask.get("run_id")), []).append(str(ask.get("approval_id")))
     _print_table(found, asks)
 
 
-def _listed(answer: Any, name: str) -> list[dict[str, Any]]:
+async def _listed(url: str, name: str, params: Mapping[str, str | int]) -> list[dict[str, Any]]:
+    from towline.cli import relay
+
+    answer = await relay.get_json(url, f"/{name}", params=params)
+    if not isinstance(answer, dict) or name not in answer:
+        raise CliError(f"what answers at {url} is no relay: set TOWLINE_RELAY_URL to where one is")
     return cast("list[dict[str, Any]]", answer[name])
 
 

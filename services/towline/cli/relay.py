@@ -19,6 +19,8 @@ CONNECT_TIMEOUT_S: Final = 5.0
 SILENCE_S: Final = 60.0
 """The relay sends a heartbeat well within this time; a longer silence is a dead connection."""
 _NO_CONTENT: Final = 204
+_AWAY: Final = frozenset({429, 502, 503, 504})
+"""Said by a relay without its stores, by one that is full, and by what stands before one that is away."""
 RESUME_FOR_S: Final = 60.0
 """How long a lost relay is waited for."""
 
@@ -41,20 +43,27 @@ async def find() -> str | None:
 
 
 def open_client(url: str) -> httpx.AsyncClient:
-    """A client with the caller's key, from ``TOWLINE_RELAY_TOKEN`` (API key or OIDC token)."""
-    token = os.environ.get("TOWLINE_RELAY_TOKEN")
-    return httpx.AsyncClient(
-        base_url=url,
-        headers={"Authorization": f"Bearer {token}"} if token else {},
-        timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_TIMEOUT_S),
-    )
+    """A client with the caller's key, from ``TOWLINE_RELAY_TOKEN`` (API key or OIDC token).
+
+    Raises:
+        CliError: The URL is none.
+    """
+    token = os.environ.get("TOWLINE_RELAY_TOKEN", "").strip()  # files of secrets tend to end in a line break
+    try:
+        return httpx.AsyncClient(
+            base_url=url,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_TIMEOUT_S),
+        )
+    except httpx.InvalidURL as error:
+        raise CliError(f"TOWLINE_RELAY_URL {url!r} is no address: {error}") from error
 
 
 async def get_json(url: str, path: str, *, params: Mapping[str, str | int] | None = None) -> Any:
     """GET `path`.
 
     Raises:
-        CliError: The relay is away, or refuses.
+        CliError: The relay is away, or refuses, or it is something else that answers.
     """
     async with open_client(url) as client:
         try:
@@ -62,16 +71,20 @@ async def get_json(url: str, path: str, *, params: Mapping[str, str | int] | Non
         except httpx.HTTPError as error:
             raise _away(url, error) from error
         check(answer, url)
-        return answer.json()
+        try:
+            return answer.json()
+        except ValueError:
+            raise _no_relay(url, answer) from None
 
 
 async def stream(url: str, run_id: str) -> AsyncGenerator[Message]:
     """A run's stream from its start to its end; resumed where it was when the connection is lost.
 
     Raises:
-        CliError: The run is not known, or the relay refuses, or is away for `RESUME_FOR_S`.
+        CliError: The run is not known, or the relay refuses, or is away for `RESUME_FOR_S`, or it is
+            something else that answers.
     """
-    last_id, lost_at = "", None
+    last_id, lost_at, reached = "", None, False
     loop = asyncio.get_running_loop()
     async with open_client(url) as client:
         while True:
@@ -80,11 +93,15 @@ async def stream(url: str, run_id: str) -> AsyncGenerator[Message]:
                 async with client.stream("GET", f"/runs/{run_id}/stream", headers=headers) as answer:
                     if not answer.is_success:
                         await answer.aread()
-                    check(answer, url)
+                    is_away = reached and answer.status_code in _AWAY
+                    if not is_away:
+                        check(answer, url)
                     if answer.status_code == _NO_CONTENT:  # resumed at the end
                         return
-                    parser = Parser()
-                    async for line in answer.aiter_lines():
+                    if not is_away and not _is_stream(answer):
+                        raise _no_relay(url, answer)
+                    reached, parser = True, Parser()
+                    async for line in _lines(answer):
                         lost_at = None
                         message = parser.feed(line)
                         last_id = parser.last_id or last_id
@@ -93,7 +110,7 @@ async def stream(url: str, run_id: str) -> AsyncGenerator[Message]:
                             if message.event in TERMINAL_ENTRY_TYPES:
                                 return
             except httpx.TransportError as error:
-                if lost_at is None and not last_id:
+                if not reached:
                     raise _away(url, error) from error
             lost_at = loop.time() if lost_at is None else lost_at
             if loop.time() - lost_at > RESUME_FOR_S:
@@ -128,6 +145,25 @@ def _problem(answer: httpx.Response) -> str:
             if isinstance(fields.get(name), str):
                 return fields[name]
     return answer.text.strip()[:200] or answer.reason_phrase
+
+
+def _is_stream(answer: httpx.Response) -> bool:
+    return str(answer.headers.get("content-type", "")).startswith("text/event-stream")
+
+
+async def _lines(answer: httpx.Response) -> AsyncGenerator[str]:
+    """The lines of a stream; none of an error."""
+    if answer.is_success:
+        async for line in answer.aiter_lines():
+            yield line
+
+
+def _no_relay(url: str, answer: httpx.Response) -> CliError:
+    kind = answer.headers.get("content-type", "nothing")
+    return CliError(
+        f"what answers at {url} is no relay (it sent {kind}): "
+        "set TOWLINE_RELAY_URL to where one is, or to none"
+    )
 
 
 def _away(url: str, error: httpx.HTTPError) -> CliError:
