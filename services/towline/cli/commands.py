@@ -90,7 +90,7 @@ async def _publish(
     if run_id is not None:
         options["run_id"] = inputs.run_id(run_id)
     if session_id is not None:
-        options["session_id"] = inputs.run_id(session_id)
+        options["session_id"] = inputs.run_id(session_id, "session id")
     run_input = inputs.read_json(input_text, "--input")
     settings, printer = KafkaSettings(), Printer(as_json=as_json)
     async with TowlineClient(settings, source=SOURCE, connect_timeout_s=CONNECT_TIMEOUT_S) as client:

@@ -5,6 +5,7 @@ Loads nothing but the standard library.
 
 from __future__ import annotations
 
+import http.client
 import sys
 import urllib.error
 import urllib.request
@@ -30,6 +31,6 @@ def health(arguments: Sequence[str]) -> int:
     except urllib.error.HTTPError as error:
         body = error.read(_SHOWN_BYTES).decode("utf-8", "replace").strip()
         sys.stderr.write(f"{arguments[0]}: {error.code} {body}\n")
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"{arguments[0]}: {error}\n")
+    except (OSError, ValueError, http.client.HTTPException) as error:  # the last: it speaks no HTTP
+        sys.stderr.write(f"{arguments[0]}: {str(error).strip() or type(error).__name__}\n")
     return 1

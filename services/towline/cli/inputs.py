@@ -25,7 +25,12 @@ def read_json(text: str, option: str) -> Any:
     """
     source = option
     if text == "-":
-        text, source = sys.stdin.read(), f"{option} -"
+        source = f"{option} -"
+        try:
+            # Its bytes, whatever the locale says; standard input may be closed, or a test's.
+            text = sys.stdin.buffer.read().decode() if hasattr(sys.stdin, "buffer") else sys.stdin.read()
+        except (AttributeError, OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{source}: cannot be read: {_why(error)}") from error
     elif text.startswith("@"):
         source = f"{option} {text}"
         try:
@@ -41,20 +46,26 @@ def read_json(text: str, option: str) -> Any:
         ) from error
     except RecursionError:
         raise UsageError(f"{source}: is nested too deep") from None
+    except ValueError as error:  # a number of more than 4,300 digits
+        raise UsageError(f"{source}: is not JSON that can be read: {str(error).partition(';')[0]}") from error
+
+
+def _why(error: Exception) -> str:
+    return "standard input is closed" if isinstance(error, AttributeError) else str(error)
 
 
 def _is_bare_word(text: str) -> bool:
     return bool(text.strip()) and "\n" not in text and len(text) < 100 and text.strip()[0] not in "{[\"'"
 
 
-def run_id(text: str) -> str:
-    """A valid run id.
+def run_id(text: str, what: str = "run id") -> str:
+    """A valid run id, or another id of the same form.
 
     Raises:
         UsageError: It is none.
     """
     if not is_run_id(text):
-        raise UsageError(f"run id {text!r}: must be 1 to 128 of A-Z a-z 0-9 . _ : -")
+        raise UsageError(f"{what} {text!r}: must be 1 to 128 of A-Z a-z 0-9 . _ : -")
     return text
 
 

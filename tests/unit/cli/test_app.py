@@ -23,6 +23,7 @@ runner = CliRunner()
     [
         (["publish", "t", "--input", "hello"], "--input: is not JSON"),
         (["publish", "t", "--run-id", "a b"], "run id 'a b': must be 1 to 128"),
+        (["publish", "t", "--session-id", "a b"], "session id 'a b': must be 1 to 128"),
         (["publish", "t", "--tag", "x"], "--tag 'x': must be key=value"),
         (["approve", "a b", "x"], "run id 'a b': must be"),
         (["approve", "r", "x", "--data", "[1]"], "--data: must be a JSON object"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import ssl
 import stat
 import subprocess
@@ -59,6 +60,23 @@ def test_health_without_a_server_or_with_a_wrong_address_says_so(capsys: pytest.
     assert health(["file:///etc/passwd"]) == 2
     assert health([]) == 2
     assert "usage" in capsys.readouterr().err
+
+
+def test_health_of_what_speaks_no_http_says_so_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            with listening.accept()[0] as connection:
+                connection.recv(1024)
+                connection.sendall(b"-ERR unknown command\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/readyz"
+        assert health([url]) == 1
+        thread.join()
+    assert capsys.readouterr().err == f"{url}: -ERR unknown command\n"
+    assert health(["http://127.0.0.1:80 81/"]) == 1
 
 
 def test_health_loads_no_library(server: str) -> None:

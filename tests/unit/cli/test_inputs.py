@@ -53,6 +53,25 @@ def test_a_bare_word_gets_the_hint_that_strings_have_quotes() -> None:
         inputs.read_json("hello there", "--input")
 
 
+def test_a_number_without_end_is_refused_in_one_line() -> None:
+    with pytest.raises(UsageError, match=r"^--input: .*4300 digits") as caught:
+        inputs.read_json("9" * 5_000, "--input")
+    assert "\n" not in str(caught.value)
+
+
+def test_standard_input_that_is_closed_or_no_utf_8_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(UsageError, match="--input -: cannot be read: standard input is closed"):
+        inputs.read_json("-", "--input")
+    # As Python opens it in the locale C: every byte has a character there.
+    latin = io.TextIOWrapper(io.BytesIO(b'"caf\xe9"'), encoding="utf-8", errors="surrogateescape")
+    monkeypatch.setattr("sys.stdin", latin)
+    with pytest.raises(UsageError, match=r"--input -: cannot be read: .*can't decode byte 0xe9"):
+        inputs.read_json("-", "--input")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--input @.*absent.json: cannot be read"):
         inputs.read_json(f"@{tmp_path}/absent.json", "--input")
