@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
@@ -56,8 +57,8 @@ class TraceSettings(BaseSettings):
 def _exports(signal: str) -> bool:
     """Whether the standard variables ask for OTLP export of `signal` ("TRACES" or "METRICS")."""
     chosen = os.environ.get(f"OTEL_{signal}_EXPORTER")
-    if chosen is not None:
-        return chosen == "otlp"
+    if chosen:  # an empty one is unset, as OpenTelemetry has it; several are separated by commas
+        return "otlp" in (name.strip() for name in chosen.split(","))
     return bool(
         os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
         or os.environ.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")
@@ -83,10 +84,17 @@ def set_up(service_name: str) -> Generator[None]:
     settings = LogSettings()
     json_lines = None if settings.format == "auto" else settings.format == "json"
     configure_logging(service_name, level=settings.level, json_lines=json_lines)
-    with ExitStack() as cleanup:
-        set_up_traces(service_name, cleanup)
-        _set_up_metrics(service_name, cleanup)
-        yield
+    with ExitStack() as traces, ExitStack() as measures:
+        set_up_traces(service_name, traces)
+        _set_up_metrics(service_name, measures)
+        try:
+            yield
+        finally:
+            # Side by side: a collector that hangs is waited for once, not once for each signal.
+            flushing = threading.Thread(target=traces.close, name="flush-traces")
+            flushing.start()
+            measures.close()
+            flushing.join()
 
 
 def set_up_traces(service_name: str, cleanup: ExitStack) -> None:
