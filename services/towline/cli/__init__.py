@@ -3,6 +3,8 @@
 import io
 import sys
 
+_INTERRUPTED = 130
+
 
 def main() -> None:
     """Entry point of the `towline` script."""
@@ -22,6 +24,8 @@ def main() -> None:
         from towline.cli.app import run
 
         run()
+    except KeyboardInterrupt:  # while modules are loaded; later each command has its own way
+        raise SystemExit(_INTERRUPTED) from None
     except ModuleNotFoundError as error:
         if error.name not in {"typer", "rich", "httpx"}:
             raise
