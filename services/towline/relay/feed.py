@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from towline.contracts.stream import DATA_FIELD, TERMINAL_ENTRY_TYPES, TYPE_FIELD
@@ -20,6 +20,7 @@ _KEEP_BYTES: Final = 1_000_000
 
 Encode = Callable[[str, dict[str, str]], bytes]
 RawEntry = tuple[str, dict[str, str]]
+Ending = Callable[[], Awaitable[RawEntry | None]]
 
 
 def encode_entry(entry_id: str, fields: dict[str, str]) -> bytes:
@@ -36,6 +37,8 @@ class Source:
     encode: Encode = encode_entry
     variant: str = ""
     """Clients of one key with the same variant share a feed: they see the same bytes."""
+    ending: Ending | None = field(default=None, compare=False)
+    """Gives the entry that ended the stream, if nothing else of it is left: it has expired."""
 
     @property
     def name(self) -> str:

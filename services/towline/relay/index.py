@@ -14,9 +14,11 @@ import redis
 from redis.asyncio import Redis
 
 from towline.contracts.payload_reference import DATAREF
+from towline.contracts.stream import DATA_FIELD, TYPE_FIELD
 from towline.relay.errors import RedisAwayError, is_redis_away
 from towline.relay.keys import Keys
 from towline.relay.problems import ProblemError
+from towline.relay.projection import dumps, ending
 
 _TEMPORARY_S: Final = 10
 _SCAN_MAX: Final = 2_000
@@ -158,6 +160,20 @@ class RunIndex:
             fields = {n: v for n, v in zip(_SUMMARY_FIELDS, values, strict=True) if v is not None}
             summaries.append(_run(run_id, fields) if fields else None)
         return summaries
+
+    async def ending(self, run_id: str) -> tuple[str, dict[str, str]] | None:
+        """The entry that ended the run's stream, if the stream has expired since; else None."""
+        keys = self._keys
+        # In one step: a stream that comes to be meanwhile is read from its beginning.
+        pipeline = self._redis.pipeline(transaction=True)
+        pipeline.exists(keys.stream(run_id))
+        pipeline.hget(keys.turns(run_id), "ended")
+        pipeline.hmget(keys.run(run_id), "status", "outcome")
+        exists, entry_id, (status, outcome) = await self._guard(pipeline.execute())
+        if exists or entry_id is None or outcome is None:
+            return None
+        kind, data = ending(status, json.loads(outcome))
+        return entry_id, {TYPE_FIELD: kind, DATA_FIELD: dumps(data)}
 
     async def facts(self, run_id: str) -> tuple[str, str]:
         """Run type and tags (JSON), each empty if unknown."""

@@ -109,13 +109,14 @@ def project_reference(event: DataElsewhereError, *, recorded_ms: int) -> Change 
     fields = {"status": "completed", "outcome": dumps(raw), "outcome_type": event.event_type}
     if event.time is not None:
         fields["finished_at"] = event.time.isoformat()
+    entry, data = ending("completed", raw)
     return Change(
         event_id=event.event_id,
         event_type=event.event_type,
         run_id=run_id,
         time_ms=recorded_ms if event.time is None else milliseconds(event.time),
-        entry="end",
-        data={"outcome": "completed", DATAREF: str(event.reference)},
+        entry=entry,
+        data=data,
         raw=raw,
         ends=True,
         traceparent=event.traceparent,
@@ -161,7 +162,30 @@ def _control_refused(_event: Event, raw: dict[str, Any]) -> dict[str, Any]:
     return {"entry": "status", "data": raw}
 
 
-def _ended(outcome: str, *, shown: str) -> Callable[[Event, dict[str, Any]], dict[str, Any]]:
+def ending(outcome: str, raw: Mapping[str, Any]) -> tuple[StreamEntryType, dict[str, Any]]:
+    """The last entry of the stream of a run that ended as `outcome`.
+
+    Args:
+        outcome: The run's status.
+        raw: Data of the outcome's event, or where it is.
+    """
+    if outcome == "failed":
+        return "error", {"error": raw["error"]}
+    data: dict[str, Any] = {"outcome": outcome}
+    shown = _SHOWN[outcome]
+    if DATAREF in raw:
+        data[DATAREF] = raw[DATAREF]
+    elif shown in raw:
+        data[shown] = raw[shown]
+    elif shown == "output":
+        data["output"] = None
+    return "end", data
+
+
+_SHOWN: Final[Mapping[str, str]] = {"completed": "output", "cancelled": "reason", "rejected": "error"}
+
+
+def _ended(outcome: str) -> Callable[[Event, dict[str, Any]], dict[str, Any]]:
     def describe(event: Event, raw: dict[str, Any]) -> dict[str, Any]:
         fields = {"status": outcome, "outcome": dumps(raw), "outcome_type": event.type}
         for name in ("run_type", "started_at", "finished_at"):
@@ -169,14 +193,8 @@ def _ended(outcome: str, *, shown: str) -> Callable[[Event, dict[str, Any]], dic
                 fields[name] = raw[name]
         if "finished_at" not in fields and event.time is not None:
             fields["finished_at"] = event.time.isoformat()
-        if outcome == "failed":
-            return {"entry": "error", "data": {"error": raw["error"]}, "fields": fields, "ends": True}
-        data = {"outcome": outcome}
-        if shown in raw:
-            data[shown] = raw[shown]
-        elif shown == "output":
-            data["output"] = None  # pyright: ignore[reportArgumentType]
-        return {"entry": "end", "data": data, "fields": fields, "ends": True}
+        entry, data = ending(outcome, raw)
+        return {"entry": entry, "data": data, "fields": fields, "ends": True}
 
     return describe
 
@@ -188,8 +206,8 @@ _DESCRIPTIONS: Final[Mapping[type[EventData], Callable[[Event, dict[str, Any]], 
     ApprovalResolved: _approval("resolved"),
     ApprovalRefused: _approval("refused"),
     ControlRefused: _control_refused,
-    RunCompleted: _ended("completed", shown="output"),
-    RunFailed: _ended("failed", shown="error"),
-    RunCancelled: _ended("cancelled", shown="reason"),
-    RunRejected: _ended("rejected", shown="error"),
+    RunCompleted: _ended("completed"),
+    RunFailed: _ended("failed"),
+    RunCancelled: _ended("cancelled"),
+    RunRejected: _ended("rejected"),
 }

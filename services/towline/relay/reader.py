@@ -138,6 +138,12 @@ class Client:
     async def _catch_up(self) -> Piece | None:
         """A page from Redis; joins the feed once it is at the end of the stream."""
         entries, valid, over = await self._hub.read(self.source, self.cursor)
+        if not entries and (not valid or self.cursor == sse.START_ID) and self.source.ending is not None:
+            last = await self.source.ending()
+            if last is not None and self.cursor == sse.START_ID:
+                entries = [last]
+            elif last is not None and self.cursor == last[0]:
+                valid = over = True
         self._over = over
         if not valid:
             self.cursor = sse.START_ID

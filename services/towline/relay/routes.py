@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -217,7 +218,12 @@ class Door:
         run_id = commands.checked_run_id(request.path_params["run_id"])
         waited = request.query_params.get("wait")
         wait_s = self.settings.unknown_run_grace_s if waited is None else _seconds("wait", waited)
-        client = self._client(Source(self.keys.stream(run_id), self.keys.wake(run_id)), cursor)
+        source = Source(
+            self.keys.stream(run_id),
+            self.keys.wake(run_id),
+            ending=functools.partial(self.index.ending, run_id),
+        )
+        client = self._client(source, cursor)
         try:
             first = await self._await_run(request, client, run_id, wait_s)
         except BaseException:

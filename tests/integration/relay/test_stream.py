@@ -9,10 +9,13 @@ import re
 from typing import Any
 
 import httpx
+import redis.asyncio
 from tests.integration.relay.conftest import Publisher, StartRelay
 from tests.integration.relay.reading import assemble, iterate_sse, read_sse
+from tests.integration.relay.valkey import Valkey
 from tests.waiting import eventually_async
 
+from towline.contracts.stream import stream_key
 from towline.worker.streams import TokenWriter
 
 
@@ -274,3 +277,29 @@ async def test_the_stream_is_there_for_agui_front_ends_too(
         "RUN_FINISHED",
     ]
     assert events[0]["threadId"] == "s1"
+
+
+async def test_a_stream_that_has_expired_after_its_end_still_ends(
+    start_relay: StartRelay, publisher: Publisher, http: httpx.AsyncClient, own_valkey: Valkey
+) -> None:
+    url = f"{start_relay(ended_ttl_s=1).url}/runs"
+    await publisher.started("r1")
+    await publisher.completed("r1", {"text": "roses"})
+    await publisher.started("r2")
+    await publisher.failed("r2")
+    seen = {run_id: await read_sse(http, f"{url}/{run_id}/stream") for run_id in ("r1", "r2")}
+
+    async with redis.asyncio.Redis(port=own_valkey.port) as client:
+
+        async def expired() -> bool:
+            return await client.exists(*(stream_key(run_id) for run_id in seen)) == 0
+
+        await eventually_async(expired)
+    for run_id, events in seen.items():
+        late = await asyncio.wait_for(read_sse(http, f"{url}/{run_id}/stream"), 10)
+        assert [event.raw for event in late] == [events[-1].raw]
+        resumed = await asyncio.wait_for(read_sse(http, f"{url}/{run_id}/stream", cursor=events[0].id), 10)
+        assert [event.event for event in resumed] == ["reset", events[-1].event]
+        assert (
+            await asyncio.wait_for(read_sse(http, f"{url}/{run_id}/stream", cursor=events[-1].id), 10) == []
+        )
