@@ -229,7 +229,7 @@ class Door:
         except BaseException:
             client.close()
             raise
-        if first is not None and first.over and not first.body:
+        if first is not None and first.over and not first.body and not self.hub.closed:
             # The reader has all of it: 204 keeps a browser's EventSource from coming back.
             client.close()
             return Response(status_code=204)
@@ -249,7 +249,10 @@ class Door:
                 return piece
             if await self.index.known(run_id):
                 return None
-            if remaining_s <= 0 or self.hub.closed or await request.is_disconnected():
+            if self.hub.closed:
+                # The stream ends before anything comes: the reader asks another relay.
+                return None
+            if remaining_s <= 0 or await request.is_disconnected():
                 raise _unknown(run_id)
 
     async def all_events(self, request: Request) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import re
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import redis.asyncio
@@ -15,7 +15,17 @@ from tests.integration.relay.reading import assemble, iterate_sse, read_sse
 from tests.integration.relay.valkey import Valkey
 from tests.waiting import eventually_async
 
+from towline.contracts.settings import RedisSettings
 from towline.contracts.stream import stream_key
+from towline.relay.app import build_app
+from towline.relay.hub import Hub
+from towline.relay.index import RunIndex
+from towline.relay.keys import Keys
+from towline.relay.principals import NoAuth
+from towline.relay.redis_client import connect
+from towline.relay.routes import Door
+from towline.relay.settings import RelaySettings
+from towline.relay.store import RunStore
 from towline.worker.streams import TokenWriter
 
 
@@ -253,6 +263,27 @@ async def test_a_stopping_relay_sends_its_readers_to_another(
     await publisher.completed("r1")
     rest = await asyncio.wait_for(read_sse(http, f"{second.url}/runs/r1/stream", cursor=seen[-1].id), 30)
     assert [event.event for event in (*seen, *rest)] == ["status", "end"]
+
+
+async def test_a_stopping_relay_does_not_say_that_a_run_is_unknown_or_its_stream_over(
+    own_valkey: Valkey,
+) -> None:
+    """To a browser, 404 and 204 mean not to come back, not even to another relay."""
+    client = connect(RedisSettings(url=own_valkey.url))
+    settings, keys = RelaySettings(), Keys()
+    hub = Hub(client, idle_channel=keys.idle_channel)
+    door = Door(
+        settings, keys, hub, RunIndex(client, keys), RunStore(client, settings, keys), cast("Any", None)
+    )
+    app = build_app(door, settings, authenticators=[NoAuth()], live=lambda: None, ready=lambda: None)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http:
+        waiting = asyncio.create_task(http.get("/runs/r1/stream"))
+        await eventually_async(lambda: asyncio.sleep(0, hub.client_count == 1))
+        hub.close()
+        came_later = await http.get("/runs/r1/stream", headers={"Last-Event-ID": "5-0"})
+        for answer in (await waiting, came_later):
+            assert (answer.status_code, answer.text) == (200, "retry: 1000\n\n")
+    await client.aclose()
 
 
 async def test_the_stream_is_there_for_agui_front_ends_too(
