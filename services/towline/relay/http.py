@@ -36,6 +36,21 @@ class StreamingProtocol(HttpToolsProtocol):
             self._when_lost = None
             call()
 
+    def unsent(self) -> int:
+        """Bytes that the other side has not taken yet, as far as they are in this process."""
+        return self.transport.get_write_buffer_size()
+
+    async def taken(self) -> None:
+        """Wait until the other side has taken all but a little of what was written, or is gone.
+
+        uvicorn waits for that before it writes more, and after the last write not at all.
+        """
+        await self.flow.drain()
+
+    def abort(self) -> None:
+        """Close the connection at once, with what is unsent."""
+        self.transport.abort()
+
     def on_message_begin(self) -> None:
         """A request begins: called by the parser."""
         super().on_message_begin()

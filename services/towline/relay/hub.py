@@ -64,7 +64,7 @@ class Hub:
         self._news = asyncio.Event()
         self._subscriptions: set[str] = set()
         self._subscribed = asyncio.Event()
-        self._clients = 0
+        self._clients: set[Client] = set()
         self.closed = False
         self.dropped = 0
         """Clients that took nothing for too long."""
@@ -72,7 +72,7 @@ class Hub:
     @property
     def client_count(self) -> int:
         """Clients now."""
-        return self._clients
+        return len(self._clients)
 
     @property
     def feed_count(self) -> int:
@@ -81,7 +81,9 @@ class Hub:
 
     def client(self, source: Source, cursor: str) -> Client:
         """A reader of `source` from after `cursor`. Close it."""
-        return Client(self, source, cursor)
+        client = Client(self, source, cursor)
+        self._clients.add(client)
+        return client
 
     def join(self, client: Client) -> Feed:
         """Feed `client` from now on."""
@@ -93,16 +95,15 @@ class Hub:
             # It is read once more when its channel is subscribed to: see `_keep_subscribed`.
             self._subscribed.set()
         feed.clients.add(client)
-        self._clients += 1
         return feed
 
     def leave(self, client: Client) -> None:
-        """Feed `client` no more."""
+        """`client` is gone."""
+        self._clients.discard(client)
         feed = client.feed
         if feed is None or client not in feed.clients:
             return
         feed.clients.discard(client)
-        self._clients -= 1
         if not feed.clients:
             del self._feeds[feed.source.name]
             siblings = self._by_channel[feed.source.channel]
@@ -276,12 +277,15 @@ class Hub:
         while True:
             await asyncio.sleep(tick_s)
             now = loop.time()
-            for feed in self._feeds.values():
-                for client in feed.clients:
-                    self._look_after(client, now)
+            # Those too that are fed by nobody: they read what is over, or have not caught up.
+            for client in self._clients:
+                self._look_after(client, now)
 
     def _look_after(self, client: Client, now: float) -> None:
         if client.sending_since is not None:
+            left, client.left = client.left, 0 if client.unsent is None else client.unsent()
+            if client.left < left:
+                client.sending_since = now
             if now - client.sending_since > self._send_timeout_s and client.task is not None:
                 if not client.dropped:
                     self.dropped += 1

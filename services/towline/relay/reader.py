@@ -41,10 +41,12 @@ class Client:
         "ends_at",
         "feed",
         "heard_at",
+        "left",
         "news",
         "sending_since",
         "source",
         "task",
+        "unsent",
     )
 
     def __init__(self, hub: Hub, source: Source, cursor: str) -> None:
@@ -64,6 +66,11 @@ class Client:
         self.heard_at = 0.0
         """Loop time of the last thing sent."""
         self.sending_since: float | None = None
+        """Loop time since which nothing of what is being sent was taken."""
+        self.unsent: Callable[[], int] | None = None
+        """Tells how many bytes of it the other side has not taken yet, if anybody knows."""
+        self.left = 0
+        """What it told last."""
         self.task: asyncio.Task[Any] | None = None
         """Cancelled when the other side takes nothing for too long; `dropped` says so."""
         self.dropped = False
@@ -164,6 +171,5 @@ class Client:
 
     def close(self) -> None:
         """Leave. Idempotent."""
-        if self.feed is not None:
-            self._hub.leave(self)
-            self.feed = None
+        self._hub.leave(self)
+        self.feed = None

@@ -42,6 +42,18 @@ class DirectConnection(Protocol):
         """Have `call` called once the connection is lost, at once if it is."""
         ...
 
+    def unsent(self) -> int:
+        """Bytes that the other side has not taken yet, as far as they are in this process."""
+        ...
+
+    async def taken(self) -> None:
+        """Wait until the other side has taken all but a little of what was written, or is gone."""
+        ...
+
+    def abort(self) -> None:
+        """Close the connection at once, with what is unsent."""
+        ...
+
 
 class EventStreamResponse:
     """Sends what `client` reads until the stream is over or the other side leaves, or takes nothing.
@@ -65,6 +77,7 @@ class EventStreamResponse:
         self._translate = translate
         self._first = first
         self._ends_at = ends_at
+        self._direct: DirectConnection | None = None
         self._gone = False
         self._finished = False
         """The response was ended, with the last piece."""
@@ -73,12 +86,13 @@ class EventStreamResponse:
         """The ASGI application."""
         client = self._client
         client.task, client.ends_at = asyncio.current_task(), self._ends_at
-        direct: DirectConnection | None = scope.get("extensions", {}).get(DIRECT)
+        direct = self._direct = scope.get("extensions", {}).get(DIRECT)
         watcher: asyncio.Task[None] | None = None
         if direct is None:
             watcher = asyncio.create_task(self._watch(receive), name="sse-watch")
         else:
             direct.when_lost(self._leave)
+            client.unsent = direct.unsent
         try:
             await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
             await self._send_piece(send, self._first or Piece(b"", client.cursor), before=sse.OPENING)
@@ -91,7 +105,9 @@ class EventStreamResponse:
         except asyncio.CancelledError:
             if not client.dropped:
                 raise
-            # Left unfinished: the server closes the connection, and the client resumes where it was.
+            # Left unfinished: the client resumes where it was. A mere close would wait for what is unsent.
+            if direct is not None:
+                direct.abort()
             _log.info("slow_client_dropped", extra={"stream": client.source.key})
         finally:
             if watcher is not None:
@@ -128,6 +144,8 @@ class EventStreamResponse:
         client = self._client
         now = client.sending_since = asyncio.get_running_loop().time()
         await send({"type": "http.response.body", "body": body, "more_body": not last})
+        if self._direct is not None:
+            await self._direct.taken()
         client.sending_since, client.heard_at, client.beat = None, now, False
         self._finished = last
 

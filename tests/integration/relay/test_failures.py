@@ -274,6 +274,48 @@ async def test_a_reader_that_takes_nothing_is_dropped_and_can_resume(
     assert len(assemble((event.event, event.data) for event in events).final) == next(turns)
 
 
+async def test_a_reader_that_takes_nothing_of_a_stream_that_is_over_is_dropped_and_a_slow_one_is_not(
+    start_relay: StartRelay, publisher: Publisher, http: httpx.AsyncClient
+) -> None:
+    relay = start_relay(send_timeout_s=1)
+    await publisher.started("r1")
+    for number in range(12):
+        await publisher.progressed("r1", number, "x" * 800_000)
+    await publisher.completed("r1")
+    await read_sse(http, f"{relay.url}/runs/r1/stream")
+
+    async def opened() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((urlsplit(relay.url).hostname, urlsplit(relay.url).port))
+        connection.sendall(b"GET /runs/r1/stream HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        return await asyncio.open_connection(sock=connection)
+
+    async def dropped() -> bool:
+        metrics = (await http.get(f"{relay.url}/metrics")).text
+        return any(
+            line.startswith("towline_relay_clients_dropped") and line.endswith(" 1.0")
+            for line in metrics.splitlines()
+        )
+
+    slow, slow_writer = await opened()
+    began, taken = time.monotonic(), b""
+    while b"event: end" not in taken[-1000:]:
+        part = await asyncio.wait_for(slow.read(65_536), 10)
+        assert part, "cut off while it was reading"
+        taken += part
+        await asyncio.sleep(0.02)  # as a thin line would
+    assert time.monotonic() - began > 2
+    assert not await dropped()
+    slow_writer.close()
+
+    idle, idle_writer = await opened()
+    await eventually_async(dropped)
+    # It has what the kernel had: the relay did not go on keeping the rest for it.
+    assert len(await asyncio.wait_for(idle.read(), 10)) < len(taken) - 1_000_000
+    idle_writer.close()
+
+
 async def test_a_reader_that_was_away_while_the_stream_was_trimmed_is_reset(
     start_relay: StartRelay, own_valkey: Valkey, publisher: Publisher, http: httpx.AsyncClient
 ) -> None:
