@@ -37,6 +37,8 @@ class Applied:
     tags: str = ""
     """JSON, or empty."""
     open_approvals: tuple[str, ...] = ()
+    closed_approvals: tuple[str, ...] = ()
+    """Those that were open when the run ended."""
     problem: str = ""
 
 
@@ -179,7 +181,7 @@ class RunStore:
                 if change.approval == "requested":
                     requested[change.run_id, change.approval_id] = change.time_ms
             if change.ends:
-                touched.update((change.run_id, approval_id) for approval_id in applied.open_approvals)
+                touched.update((change.run_id, approval_id) for approval_id in applied.closed_approvals)
         if not latest:
             return None
 
@@ -229,8 +231,16 @@ def _applied(answer: Any) -> Applied:
         if is_redis_away(answer):
             raise RedisAwayError(f"Redis does not answer: {answer}") from answer
         return Applied("refused", problem=repr(answer))
-    status, created_ms, run_status, run_type, tags, *open_approvals = answer
-    return Applied(status, int(created_ms), run_status, run_type, tags, tuple(open_approvals))
+    status, created_ms, run_status, run_type, tags, *approvals = answer
+    return Applied(
+        status,
+        int(created_ms),
+        run_status,
+        run_type,
+        tags,
+        tuple(each.removeprefix("open:") for each in approvals if each.startswith("open:")),
+        tuple(each.removeprefix("closed:") for each in approvals if each.startswith("closed:")),
+    )
 
 
 def _queue_index(pipeline: Any, keys: Keys, runs: Mapping[str, Applied]) -> None:

@@ -4,7 +4,8 @@
 --       entry type, entry data, approval id, approval phase (requested | resolved | ""), event data,
 --       then field, value of the run's hash.
 -- Answers: applied | repeated | late (the stream is over) | open (agent turns are: ask again, or with force),
---       then created_ms, status, run_type, tags, and the approvals open now.
+--       then created_ms, status, run_type, tags, and "open:<id>" of each approval that is open now, "closed:<id>"
+--       of each that was when the run ended.
 local stream, turns, run, approvals, written = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local event, mode, ttl, ended_ttl, entries_max, channel = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local time_ms, entry, data = ARGV[7], ARGV[8], ARGV[9]
@@ -16,7 +17,8 @@ local function answer(status)
   local result = {status, known[1] or time_ms, known[2] or '', known[3] or '', known[4] or ''}
   local all = redis.call('HGETALL', approvals)
   for i = 1, #all, 2 do
-    if all[i + 1] == 'open' then result[#result + 1] = string.sub(all[i], 8) end
+    local state = all[i + 1]
+    if state == 'open' or state == 'closed' then result[#result + 1] = state .. ':' .. string.sub(all[i], 8) end
   end
   return result
 end

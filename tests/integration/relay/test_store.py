@@ -1,0 +1,63 @@
+"""What the relay writes to Redis and looks up there, without Kafka."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pytest
+from redis.asyncio import Redis
+from tests.integration.relay.valkey import Valkey
+
+from towline.contracts import ids
+from towline.contracts.events import ApprovalRequested, ErrorInfo, Event, EventData, RunFailed, RunStarted
+from towline.contracts.settings import RedisSettings
+from towline.relay.index import RunIndex
+from towline.relay.keys import Keys
+from towline.relay.projection import project
+from towline.relay.redis_client import connect
+from towline.relay.settings import RelaySettings
+from towline.relay.store import Mode, RunStore, Step
+
+NOW = datetime(2026, 11, 30, tzinfo=UTC)
+
+
+@dataclass
+class Books:
+    redis: Redis
+    store: RunStore
+    index: RunIndex
+    keys: Keys
+
+    async def take(self, event_id: str, data: EventData, *, time: datetime = NOW) -> None:
+        change = project(Event(id=event_id, source="test", data=data, time=time), recorded_ms=0)
+        assert change is not None
+        mode: Mode = "end" if change.ends else "more"
+        [applied] = await self.store.apply([(change, mode)])
+        await self.store.advance([], known={}, changed=[Step("events:0", 0, change, applied)])
+
+    async def started(self, run_id: str, *, time: datetime = NOW, **tags: str) -> None:
+        await self.take(
+            ids.started_id(run_id), RunStarted(run_id=run_id, run_type="chat", tags=tags or None), time=time
+        )
+
+    async def failed(self, run_id: str) -> None:
+        error = ErrorInfo(type="ValueError", message="no")
+        outcome = RunFailed(run_id=run_id, run_type="chat", error=error, finished_at=NOW)
+        await self.take(ids.outcome_id(run_id), outcome)
+
+
+@pytest.fixture
+async def books(own_valkey: Valkey) -> AsyncIterator[Books]:
+    client, keys, settings = connect(RedisSettings(url=own_valkey.url)), Keys(), RelaySettings()
+    yield Books(client, RunStore(client, settings, keys), RunIndex(client, keys), keys)
+    await client.aclose()
+
+
+async def test_asks_that_a_run_left_open_at_its_end_are_counted_no_more(books: Books) -> None:
+    await books.started("r1")
+    await books.take(ids.approval_requested_id("r1", "ok"), ApprovalRequested(run_id="r1", approval_id="ok"))
+    assert (await books.index.approvals_waiting())[0] == 1
+    await books.failed("r1")
+    assert await books.index.approvals_waiting() == (0, None)
