@@ -143,10 +143,12 @@ class RunIndex:
             return await self._guard(
                 self._redis.zrange(key, begin, begin + count - 1, desc=True, withscores=True)
             )
-        # It left the set meanwhile: go on below its time.
-        return await self._guard(
-            self._redis.zrevrangebyscore(key, f"({score}", "-inf", start=0, num=count, withscores=True)
-        )
+        # It left the set meanwhile: go on where it was, among those of its time and then below.
+        pipeline = self._redis.pipeline(transaction=True)
+        pipeline.zrevrangebyscore(key, score, score, withscores=True)
+        pipeline.zrevrangebyscore(key, f"({score}", "-inf", start=0, num=count, withscores=True)
+        same, below = await self._guard(pipeline.execute())
+        return [*(pair for pair in same if pair[0] < member), *below][:count]
 
     async def _summaries(self, run_ids: Sequence[str]) -> list[dict[str, Any] | None]:
         if not run_ids:

@@ -13,7 +13,7 @@ from tests.integration.relay.valkey import Valkey
 from towline.contracts import ids
 from towline.contracts.events import ApprovalRequested, ErrorInfo, Event, EventData, RunFailed, RunStarted
 from towline.contracts.settings import RedisSettings
-from towline.relay.index import RunIndex
+from towline.relay.index import RunFilter, RunIndex
 from towline.relay.keys import Keys
 from towline.relay.projection import project
 from towline.relay.redis_client import connect
@@ -61,3 +61,13 @@ async def test_asks_that_a_run_left_open_at_its_end_are_counted_no_more(books: B
     assert (await books.index.approvals_waiting())[0] == 1
     await books.failed("r1")
     assert await books.index.approvals_waiting() == (0, None)
+
+
+async def test_a_page_leaves_out_nothing_when_the_last_run_before_it_has_left_the_list(books: Books) -> None:
+    for number in range(9):
+        await books.started(f"r{number}")  # all in one millisecond
+    wanted = RunFilter(status="running")
+    page, cursor = await books.index.runs(wanted, limit=3, cursor=None)
+    await books.failed(page[-1]["run_id"])
+    rest, _ = await books.index.runs(wanted, limit=10, cursor=cursor)
+    assert [run["run_id"] for run in (*page, *rest)] == [f"r{number}" for number in reversed(range(9))]
