@@ -24,6 +24,7 @@ Mode: TypeAlias = Literal["more", "end", "force"]
 ApplyStatus: TypeAlias = Literal["applied", "repeated", "late", "open", "refused"]
 
 _EVENTS_ENTRIES_MAX: Final = 50_000
+_PRUNE_COUNT: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class RunStore:
         self._apply = Script("apply")
         self._advance = Script("advance")
         self._pending = Script("pending")
+        self._prune = Script("prune")
 
     async def apply(self, changes: Sequence[tuple[Change, Mode]]) -> list[Applied]:
         """Apply changes in order, at most once each. `advance` must be told of them.
@@ -160,12 +162,14 @@ class RunStore:
         Raises:
             RedisAwayError: Try again later.
         """
-        client = cast("Any", self._redis)
-        facets = await self._guard(client.smembers(self._named.facets))
-        pipeline = client.pipeline(transaction=False)
-        for key in (self._named.all_runs, self._named.open_approvals, *facets):
-            pipeline.zremrangebyscore(key, "-inf", before_ms)
-        await self._guard(pipeline.execute())
+        facets = self._named.facets
+        keys, cursor = [self._named.all_runs, self._named.open_approvals], -1
+        while cursor != 0:
+            # By pages: with tags that only one run has there are as many sets as runs.
+            scan = cast("Any", self._redis).sscan(facets, max(cursor, 0), count=_PRUNE_COUNT)
+            cursor, found = await self._guard(scan)
+            await self._guard(self._prune.call(self._redis, [facets, *keys, *found], [before_ms]))
+            keys = []
 
     def _index(self, changed: Iterable[Step]) -> Queue | None:
         latest: dict[str, Applied] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from redis.asyncio import Redis
@@ -71,3 +71,18 @@ async def test_a_page_leaves_out_nothing_when_the_last_run_before_it_has_left_th
     await books.failed(page[-1]["run_id"])
     rest, _ = await books.index.runs(wanted, limit=10, cursor=cursor)
     assert [run["run_id"] for run in (*page, *rest)] == [f"r{number}" for number in reversed(range(9))]
+
+
+async def test_nothing_is_kept_of_tags_that_only_old_runs_had(books: Books) -> None:
+    for number in range(1_200):
+        await books.started(f"old{number}", order=str(number), time=NOW - timedelta(days=8))
+    await books.started("new", order="now")
+    await books.store.prune(before_ms=int((NOW - timedelta(days=7)).timestamp() * 1000))
+    kept = await books.redis.smembers(books.keys.facets)
+    assert kept == {
+        books.keys.facet("status", "running"),
+        books.keys.facet("type", "chat"),
+        books.keys.facet("tag", "order=now"),
+    }
+    runs, _ = await books.index.runs(RunFilter(), limit=10, cursor=None)
+    assert [run["run_id"] for run in runs] == ["new"]
