@@ -29,6 +29,7 @@ class Keys:
         self.offsets = f"{index}offsets"
         """Hash: "<topic>:<partition>" → next offset to apply. Kept with the data that it speaks of: when
         Redis loses data, it loses the offsets with it, and what was lost is read from Kafka again."""
+        self._marks = f"{index}mark:"
         self.facets = f"{index}facets"
         """Set: names of the sorted sets by status, type and tag, so that they can be pruned."""
         self.idle_channel = f"{prefix}relay:idle"
@@ -41,6 +42,10 @@ class Keys:
     def temporary(self, name: str) -> str:
         """A set that lives for seconds."""
         return f"{self._index}temporary:{name}"
+
+    def mark(self, member: str) -> str:
+        """Number: how often this member of the consumer group has applied anything."""
+        return f"{self._marks}{member}"
 
     def claim(self, event_id: str) -> str:
         """Text: digest of the request that an idempotency key was used for."""

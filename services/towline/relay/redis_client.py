@@ -69,6 +69,7 @@ class Script:
         calls: Sequence[tuple[Sequence[str], Sequence[str | int | float]]],
         *,
         after: Queue | None = None,
+        then: Queue | None = None,
     ) -> list[Any]:
         """Call it for each of `calls`, in order, in one round trip. An answer may be an exception.
 
@@ -77,6 +78,7 @@ class Script:
             calls: Keys and arguments of each.
             after: Queues commands that come first, in one transaction with the calls: if Redis takes no
                 writes, it takes none of them. All keys are then of one slot.
+            then: Queues commands that come last; their answers come after those of the calls.
 
         Raises:
             redis.RedisError: Redis is away. Any number of the calls may have been carried out.
@@ -87,10 +89,13 @@ class Script:
             pipeline = cast("Any", client).pipeline(transaction=after is not None)
             if after is not None:
                 after(pipeline)
+            before = len(pipeline)
             for keys, arguments in calls:
                 pipeline.evalsha(self._sha, len(keys), *keys, *arguments)
+            if then is not None:
+                then(pipeline)
             answers: list[Any] = await pipeline.execute(raise_on_error=False)
-            queued, answers = answers[: -len(calls)], answers[-len(calls) :]
+            queued, answers = answers[:before], answers[before:]
             for answer in queued:
                 if isinstance(answer, Exception):
                     raise answer

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias, cast
+from uuid import uuid4
 
 import redis
 from redis.asyncio import Redis
@@ -64,18 +65,33 @@ class RunStore:
         self._advance = Script("advance")
         self._pending = Script("pending")
         self._prune = Script("prune")
+        self._mark_key = keys.mark(uuid4().hex)
+        self._mark: int | None = None
+        """What our mark in Redis was last: with it goes what was applied and is not behind an offset yet."""
 
     async def apply(self, changes: Sequence[tuple[Change, Mode]]) -> list[Applied]:
         """Apply changes in order, at most once each. `advance` must be told of them.
 
         Raises:
             RedisAwayError: Some of them may have been applied: repeat them all.
+            RedisLostDataError: So too, and of what was applied before some is lost.
         """
         if not changes:
             return []
         calls = [(self._keys(change.run_id), self._arguments(change, mode)) for change, mode in changes]
-        answers = await self._guard(self._apply.call_many(self._redis, calls))
-        return [_applied(answer) for answer in answers]
+        known, self._mark = self._mark, None
+        *answers, mark, _ = await self._guard(self._apply.call_many(self._redis, calls, then=self._count))
+        applied = [_applied(answer) for answer in answers]
+        if isinstance(mark, Exception):
+            raise RedisAwayError(f"Redis does not count: {mark}") from mark
+        if known is not None and mark != known + 1:
+            raise RedisLostDataError("Redis lost what was applied last")
+        self._mark = mark
+        return applied
+
+    def _count(self, pipeline: Any) -> None:
+        pipeline.incr(self._mark_key)
+        pipeline.expire(self._mark_key, self._settings.ttl_s)
 
     async def advance(
         self,
@@ -94,9 +110,10 @@ class RunStore:
 
         Raises:
             RedisAwayError: Nothing or all of it was done.
-            RedisLostDataError: Nothing was done: Redis is older than `known`.
+            RedisLostDataError: Nothing was done: Redis is older than `known`, or than what was applied.
         """
-        arguments: list[str | int] = [_EVENTS_ENTRIES_MAX, self._named.events_channel, len(known)]
+        mark, self._mark = self._mark or 0, None
+        arguments: list[str | int] = [_EVENTS_ENTRIES_MAX, self._named.events_channel, mark, len(known)]
         for pair in known.items():
             arguments += pair
         for step in steps:
@@ -106,11 +123,12 @@ class RunStore:
             else:
                 arguments += [step.partition, step.offset, change.event_id, change.event_type, change.run_id]
                 arguments += [applied.run_type, applied.tags, dumps(change.raw)]
-        keys = [self._named.events, self._named.offsets]
+        keys = [self._named.events, self._named.offsets, self._mark_key]
         after = self._index(changed)
         done = await self._guard(self._advance.call(self._redis, keys, arguments, after=after))
         if done != 1:
             raise RedisLostDataError("Redis lost its newest data")
+        self._mark = mark or None
 
     async def offsets(self) -> Mapping[str, int]:
         """Next offset to apply by partition ("topic:number"); empty when Redis is new or lost its data.

@@ -6,11 +6,13 @@ import asyncio
 import itertools
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import redis.asyncio
+from aiokafka.partitioner import murmur2
 from tests.integration.relay.conftest import Publisher, StartRelay
 from tests.integration.relay.reading import Assembled, SseEvent, assemble, iterate_sse, read_sse
 from tests.integration.relay.valkey import Valkey
@@ -19,6 +21,12 @@ from tests.waiting import eventually_async
 from towline.contracts.settings import RedisSettings
 from towline.contracts.stream import stream_key
 from towline.worker.streams import StreamSettings, TokenWriter
+
+
+def _of_one_partition() -> Iterator[str]:
+    """Run ids of the first of three partitions, which a test's topics have."""
+    runs = (f"r{number}" for number in itertools.count())
+    return (run for run in runs if (murmur2(run.encode()) & 0x7FFFFFFF) % 3 == 0)
 
 
 async def follow(http: httpx.AsyncClient, url: str, assembled: Assembled) -> list[SseEvent]:
@@ -105,6 +113,40 @@ async def test_redis_that_lost_its_newest_entries_resets_readers_and_is_mended_f
     late = await read_sse(http, url)
     assert [event.data for event in late if event.event == "status" and "status" in event.data]
     assert late[-1].event == "end"
+
+
+async def test_an_end_that_redis_lost_while_an_earlier_outcome_still_waits_is_mended_from_kafka(
+    start_relay: StartRelay,
+    own_valkey: Valkey,
+    writer: TokenWriter,
+    publisher: Publisher,
+    http: httpx.AsyncClient,
+) -> None:
+    """It is behind no offset yet, so the offsets do not show that it is gone."""
+    url = start_relay(turns_close_s=4).url
+    waits, ends = itertools.islice(_of_one_partition(), 2)
+    await publisher.started(waits)
+    writer.open(waits, 1, "Poet").write("half a ")
+    assert writer.drain(5)
+    await publisher.completed(waits)
+    await publisher.started(ends)
+
+    async def listed() -> bool:
+        return ends in (await http.get(f"{url}/runs")).text
+
+    await eventually_async(listed)
+    async with redis.asyncio.Redis(port=own_valkey.port) as client:
+        before = {name: await client.dump(name) for name in await client.keys()}
+        await publisher.completed(ends)
+        everything = await read_sse(http, f"{url}/runs/{ends}/stream")
+        # As a replica that is a little behind and takes over.
+        async with client.pipeline(transaction=True) as older:
+            older.flushall()
+            for name, value in before.items():
+                older.restore(name, 0, value)
+            await older.execute()
+    again = await asyncio.wait_for(read_sse(http, f"{url}/runs/{ends}/stream"), 30)
+    assert [event.data for event in again] == [event.data for event in everything]
 
 
 async def test_a_redis_that_lost_everything_is_filled_again_from_kafka(

@@ -1,16 +1,18 @@
 -- Appends applied events to the stream of all runs and moves the offsets on, in one step: so that each
 -- event is in that stream once, whoever repeats it.
--- KEYS: events, offsets. ARGV: entries_max, wake channel, count, then count times: partition ("topic:number"),
+-- KEYS: events, offsets, mark. ARGV: entries_max, wake channel, what the mark was, count, then count times: partition ("topic:number"),
 -- its offset as the caller knows it; then per event: partition, offset, event id, event type, run id, run type,
 -- tags (JSON or ""), data; event id "" only moves the offset.
 -- Answers 0 when Redis is older than the caller knows it to have been: it lost data, nothing is done.
 local events, offsets = KEYS[1], KEYS[2]
-local count = tonumber(ARGV[3])
-for i = 4, 2 + 2 * count, 2 do
+local count = tonumber(ARGV[4])
+-- What was applied out of order is not behind an offset yet: the mark was set after it.
+if tonumber(redis.call('GET', KEYS[3]) or '0') < tonumber(ARGV[3]) then return 0 end
+for i = 5, 3 + 2 * count, 2 do
   if tonumber(redis.call('HGET', offsets, ARGV[i]) or '0') < tonumber(ARGV[i + 1]) then return 0 end
 end
 local newest
-for i = 4 + 2 * count, #ARGV, 8 do
+for i = 5 + 2 * count, #ARGV, 8 do
   local partition, offset = ARGV[i], tonumber(ARGV[i + 1])
   if offset >= tonumber(redis.call('HGET', offsets, partition) or '0') then
     if ARGV[i + 2] ~= '' then
