@@ -1,8 +1,8 @@
 -- Appends applied events to the stream of all runs and moves the offsets on, in one step: so that each
 -- event is in that stream once, whoever repeats it.
--- KEYS: events, offsets, mark. ARGV: entries_max, wake channel, what the mark was, count, then count times: partition ("topic:number"),
--- its offset as the caller knows it; then per event: partition, offset, event id, event type, run id, run type,
--- tags (JSON or ""), data; event id "" only moves the offset.
+-- KEYS: events, offsets, mark. ARGV: entries_max, wake channel, what the mark was, count, then count times:
+-- partition ("topic:number"), its offset as the caller knows it; then per event: partition, offset, event id,
+-- event type, run id, run type, tags (JSON or ""), data; event id "" only moves the offset.
 -- Answers 0 when Redis is older than the caller knows it to have been: it lost data, nothing is done.
 local events, offsets = KEYS[1], KEYS[2]
 local count = tonumber(ARGV[4])
