@@ -203,6 +203,24 @@ def test_locks_pass_from_holder_to_holder_in_order_and_shut_others_out() -> None
     assert (first.lock_holder, second.lock_holder) == ("r1", "r1")
 
 
+def test_a_lock_set_may_have_any_number_of_entities() -> None:
+    """An error while one holder's end hands it on would come again with each attempt to end that one."""
+    bench = Bench()
+    targets = [f"@counter@{n:04}" for n in range(1_000)]
+    runs = [bench.start("x", None, f"r{n}") for n in range(2)]
+    for number, run in enumerate(runs):
+        bench.begin(run)
+        bench.answer(run, lock(1, f"s{number}", *targets))
+    bench.begin(runs[0])
+    bench.answer(runs[0], complete())
+
+    assert {bench.world.entity(HUB, target).lock_holder for target in targets} == {"r1"}
+    assert [event.WhichOneof("eventType") for event in bench.begin(runs[1]).newEvents] == [
+        "orchestratorStarted",
+        "entityLockGranted",
+    ]
+
+
 def test_an_entity_result_reaches_only_the_execution_that_called() -> None:
     bench = Bench()
     run = bench.start("x")

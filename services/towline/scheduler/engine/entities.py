@@ -84,37 +84,45 @@ def advance(changes: Changes, world: World, entity: Entity, now: int) -> None:
     A lock request visits its entities one after the other in the order of its lock set. As all sets are
     sorted alike, two requests can never wait for each other.
     """
-    while (
-        entity.batch is None
-        and entity.lock_section is None
-        and entity.queue
-        and entity.queue[0].kind == OperationKind.LOCK
-    ):
-        op = entity.queue.pop(0)
-        changes.remove_operation(op)
-        _take_lock(changes, world, entity, op, now)
-    if entity.due:
-        changes.ready_entities[entity.row] = entity
+    changed = [entity]
+    while changed:  # a loop: a lock set may have more entities than Python has frames
+        entity = changed.pop()
+        while (
+            entity.batch is None
+            and entity.lock_section is None
+            and entity.queue
+            and entity.queue[0].kind == OperationKind.LOCK
+        ):
+            op = entity.queue.pop(0)
+            changes.remove_operation(op)
+            following = _take_lock(changes, world, entity, op, now)
+            if following is not None:
+                changed.append(following)
+        if entity.due:
+            changes.ready_entities[entity.row] = entity
 
 
-def _take_lock(changes: Changes, world: World, entity: Entity, op: Operation, now: int) -> None:
+def _take_lock(changes: Changes, world: World, entity: Entity, op: Operation, now: int) -> Entity | None:
+    """Answers the entity that the request goes on to, if it does."""
     lock_set = op.lock_set()
     section = op.request_id
     holder = _live_caller(world, entity.hub, op.caller, op.caller_execution)
     if holder is None or section not in holder.locks:
-        return  # the holder has ended; its end released what it had got so far
+        return None  # the holder has ended; its end released what it had got so far
     entity.lock_section = section
     entity.lock_holder = op.caller
     entity.lock_execution = op.caller_execution
     changes.touch_entity(entity)
-    following = op.position + 1
-    if following == len(lock_set):
+    position = op.position + 1
+    if position == len(lock_set):
         changes.post(holder, events.lock_granted(now, section), MessageKind.RESULT)
-        return
+        return None
     forwarded = Operation(
-        world.next_row(), OperationKind.LOCK, section, op.request, op.caller, op.caller_execution, following
+        world.next_row(), OperationKind.LOCK, section, op.request, op.caller, op.caller_execution, position
     )
-    enqueue(changes, world, world.entity(entity.hub, lock_set[following]), forwarded, now)
+    following = world.entity(entity.hub, lock_set[position])
+    changes.add_operation(following, forwarded)
+    return following
 
 
 def _live_caller(
