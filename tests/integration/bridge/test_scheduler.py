@@ -199,6 +199,20 @@ async def test_a_call_that_the_scheduler_fails_says_why(
             await scheduler.ping()
 
 
+async def test_data_that_the_scheduler_finds_too_large_is_refused_and_not_tried_for_ever(
+    scheduler: Scheduler,
+) -> None:
+    """Taken for an overload it would hold up everything else until somebody looks."""
+    await scheduler.start("review", "r-1", {}, None)
+    data = {"text": "x" * 5_000_000}
+    with pytest.raises(SchedulerRefusedError, match="4063232 bytes") as starting:
+        await scheduler.start("review", "r-2", data, None)
+    with pytest.raises(SchedulerRefusedError, match="4063232 bytes") as raising:
+        await scheduler.raise_event("r-1", "note", data)
+    assert starting.value.too_large
+    assert raising.value.too_large
+
+
 async def test_a_large_output_is_found(direct: bool) -> None:
     async with recording() as (_, made), made(direct=direct) as scheduler:
         state = await scheduler.find("r-1")

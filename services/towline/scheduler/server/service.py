@@ -34,7 +34,7 @@ class Service:
     def _check_payload(self, what: str, value: str) -> None:
         limit = self._runtime.world.limits.payload_bytes
         if len(value) * 4 > limit and (size := len(value.encode())) > limit:
-            raise TooLargeError(f"{what} has {size} bytes, the limit is {limit} bytes")
+            raise TooLargeError(f"{what} is too large: it has {size} bytes, the limit is {limit} bytes")
 
     # -- clients: instances
 
