@@ -14,6 +14,7 @@ from towline.scheduler.engine.errors import (
     InvalidRequestError,
     NotFoundError,
     PreconditionError,
+    TooLargeError,
 )
 from towline.scheduler.engine.model import (
     COMPLETED,
@@ -136,6 +137,51 @@ def test_unknown_instances_are_not_found_and_finished_ones_take_events_without_e
     bench.start("y", None, "live")
     with pytest.raises(PreconditionError):
         control.restart(bench.changes, bench.world, HUB, "live", new_id=False, now=bench.now)
+
+
+def test_an_instance_that_nobody_serves_takes_so_many_events_and_no_more() -> None:
+    """One more than their numbers have bits for would be another instance's, or break every commit."""
+    bench = Bench()
+    bench.world.limits = Limits(inbox_messages=3)
+    run = bench.start("x")
+    for _ in range(2):
+        control.raise_event(bench.changes, bench.world, HUB, "run", "e", None, bench.now)
+
+    with pytest.raises(TooLargeError, match="the limit is 3"):
+        control.raise_event(bench.changes, bench.world, HUB, "run", "e", None, bench.now)
+    with pytest.raises(TooLargeError):
+        control.suspend(bench.changes, bench.world, HUB, "run", None, bench.now)
+    assert (len(run.inbox), run.status) == (3, PENDING)
+    bench.begin(run)
+    bench.answer(run)
+    control.raise_event(bench.changes, bench.world, HUB, "run", "e", None, bench.now)
+
+
+def test_a_suspended_instance_with_a_full_inbox_is_resumed() -> None:
+    bench = Bench()
+    bench.world.limits = Limits(inbox_messages=2)
+    run = bench.start("x")
+    control.suspend(bench.changes, bench.world, HUB, "run", None, bench.now)
+    control.resume(bench.changes, bench.world, HUB, "run", None, bench.now)
+
+    assert [event.WhichOneof("eventType") for event in bench.begin(run).newEvents] == [
+        "orchestratorStarted",
+        "executionStarted",
+        "executionSuspended",
+        "executionResumed",
+    ]
+
+
+def test_what_an_orchestration_sends_to_a_full_inbox_fails_its_owner_and_not_the_sender() -> None:
+    bench = Bench()
+    bench.world.limits = Limits(inbox_messages=1)
+    sender, target = bench.start("x"), bench.start("x", None, "target")
+    bench.begin(sender)
+    sent = pb.SendEventAction(instance=pb.OrchestrationInstance(instanceId="target"), name="e")
+    bench.answer(sender, pb.OrchestratorAction(id=1, sendEvent=sent))
+
+    assert (sender.status, target.status) == (RUNNING, FAILED)
+    assert pb.TaskFailureDetails.FromString(target.failure or b"").errorType == "InboxFull"
 
 
 def test_an_action_of_an_unknown_kind_fails_the_instance() -> None:

@@ -10,7 +10,7 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 
 from towline.scheduler.engine import control, entities, events, lifecycle, wire
 from towline.scheduler.engine.changes import Changes
-from towline.scheduler.engine.errors import InvalidRequestError, NotFoundError
+from towline.scheduler.engine.errors import InvalidRequestError, NotFoundError, TooLargeError
 from towline.scheduler.engine.model import (
     CONTINUED_AS_NEW,
     TERMINAL,
@@ -212,7 +212,16 @@ def _send_event(step: Step, action: pb.OrchestratorAction) -> list[bytes]:
             )
         except NotFoundError:
             pass  # the sender is told nothing about unknown targets
+        except TooLargeError as error:
+            _fail_full(step, target, str(error))
     return [event.SerializeToString()]
+
+
+def _fail_full(step: Step, instance_id: str, message: str) -> None:
+    # The action cannot be refused any more, and nothing may be lost silently.
+    instance = step.world.instance(step.instance.hub, instance_id)
+    if instance is not None:
+        lifecycle.fail(step.changes, step.world, instance, events.failure("InboxFull", message), step.now)
 
 
 def _terminate(step: Step, action: pb.OrchestratorAction) -> list[bytes]:

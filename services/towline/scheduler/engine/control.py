@@ -9,7 +9,7 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 
 from towline.scheduler.engine import events, lifecycle, wire
 from towline.scheduler.engine.changes import Changes
-from towline.scheduler.engine.errors import NotFoundError, PreconditionError
+from towline.scheduler.engine.errors import NotFoundError, PreconditionError, TooLargeError
 from towline.scheduler.engine.model import PENDING, RUNNING, SUSPENDED, TERMINATED, Instance, MessageKind
 from towline.scheduler.engine.ports import World
 
@@ -65,12 +65,25 @@ def raise_event(
 
     Raises:
         NotFoundError: No such instance.
+        TooLargeError: Too much waits for it already.
     """
     instance = world.instance(hub, instance_id)
     if instance is None:
         raise NotFoundError(f"no orchestration instance with the id '{instance_id}'")
     if not instance.terminal:
+        _check_room(world, instance)
         changes.post(instance, events.event_raised(now, name, data), MessageKind.EXTERNAL)
+
+
+def _check_room(world: World, instance: Instance) -> None:
+    # Numbers of messages have 20 bits: the one after the last would be in the inbox of another instance.
+    # Results, and the resume of what was suspended, are few enough for what is left of them.
+    limit = world.limits.inbox_messages
+    if len(instance.inbox) >= limit:
+        raise TooLargeError(
+            f"the inbox of '{instance.id}' is too large: {len(instance.inbox)} messages wait in it, "
+            f"the limit is {limit}"
+        )
 
 
 def suspend(changes: Changes, world: World, hub: int, instance_id: str, reason: str | None, now: int) -> None:
@@ -78,12 +91,14 @@ def suspend(changes: Changes, world: World, hub: int, instance_id: str, reason: 
 
     Raises:
         NotFoundError: No such instance.
+        TooLargeError: Too much waits for it already.
     """
     instance = world.instance(hub, instance_id)
     if instance is None:
         raise NotFoundError(f"no orchestration instance with the id '{instance_id}'")
     if instance.terminal or instance.status == SUSPENDED:
         return
+    _check_room(world, instance)
     changes.post(instance, events.execution_suspended(now, reason), MessageKind.EXTERNAL)
     _set_status(changes, instance, SUSPENDED, now)
 

@@ -18,6 +18,8 @@ class Limits:
     """Most events in one generation of an instance."""
     turn_events: int = 1_000
     """Most new events in one turn."""
+    inbox_messages: int = 100_000
+    """Most messages that wait for an instance: what is sent to it beyond that is refused, or fails it."""
     batch_operations: int = 100
     """Most operations in one entity batch."""
     batch_bytes: int = 1_048_576
