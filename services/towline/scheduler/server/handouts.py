@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from towline.scheduler.engine import entities, turns, wire
 from towline.scheduler.engine.model import Activity
@@ -12,8 +14,12 @@ from towline.scheduler.server.dispatch import Kind, Stream, Work
 if TYPE_CHECKING:
     from towline.scheduler.server.runtime import Runtime
 
+_log = logging.getLogger(__name__)
+
 _NOTE_AFTER_S = 0.05
 """Time after which it is noted in the file that work was handed out. Most is answered sooner."""
+_READ_AGAIN_S: Final = 5.0
+"""Until work is offered again that could not be read from the file."""
 
 
 class Handouts:
@@ -32,7 +38,16 @@ class Handouts:
 
     def encode(self, stream: Stream, work: Work) -> bytes | None:
         """Turn assigned work into a work item under a new token; None if it is not wanted any more."""
-        data = self._encoders[work.kind](work)
+        try:
+            data = self._encoders[work.kind](work)
+        except sqlite3.Error as error:
+            # What goes out beside it is not held up.
+            subject = work.subject
+            whose = subject.instance_id if isinstance(subject, Activity) else subject[1]
+            _log.error("handout.not_read", extra={"id": whose, "error": str(error)})  # no use for the trace
+            self._runtime.dispatcher.skipped(stream, work)
+            self._runtime.offer_after(work, _READ_AGAIN_S)
+            return None
         if data is None:
             self._runtime.dispatcher.skipped(stream, work)
             return None
@@ -48,6 +63,7 @@ class Handouts:
             return None
         if (instance.name, instance.version or "") != (work.name, work.version):
             return None  # the id was used again, for what this worker may not take: that is queued by itself
+        runtime.world.load_history(instance)
         token = runtime.tokens.turn()
         data = runtime.change_quietly(
             lambda changes, now: turns.begin(changes, runtime.world, instance, token, now)
