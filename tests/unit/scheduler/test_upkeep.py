@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,16 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 from tests.unit.scheduler.test_store import answer, open_runtime, start, take
 from tests.waiting import eventually_async
 
+from towline.scheduler.engine.errors import NotDurableError
 from towline.scheduler.server.readers import Readers
 from towline.scheduler.server.upkeep import Upkeep
+from towline.scheduler.store import failpoints
+
+
+@pytest.fixture(autouse=True)
+def _disarmed() -> Iterator[None]:
+    yield
+    failpoints.disarm()
 
 
 async def test_retention_goes_on_after_a_moment_in_which_the_file_could_not_be_opened(
@@ -36,6 +46,26 @@ async def test_retention_goes_on_after_a_moment_in_which_the_file_could_not_be_o
     count = "SELECT count(*) FROM instance"
     await eventually_async(lambda: writer.execute(count).fetchone() == (0,), "it is deleted", timeout_s=5)
     await upkeep.stop()
+    readers.close()
+    runtime.close()
+    writer.close()
+
+
+async def test_a_hub_is_not_emptied_while_its_deletion_may_yet_fail(tmp_path: Path) -> None:
+    """The commit failed while the first of its runs were being looked for: they were deleted all the same."""
+    runtime, writer = open_runtime(tmp_path)
+    await start(runtime, "run")
+    readers = Readers(runtime.path)
+    upkeep = Upkeep(runtime, readers, ping_s=60.0, retention_s=None)
+
+    failpoints.arm("apply.before", "error")
+    runtime.doom_hub("h")
+    with contextlib.suppress(NotDurableError):
+        await upkeep._empty_hubs()
+    failpoints.disarm()
+    await start(runtime, "later")
+
+    assert writer.execute("SELECT id FROM instance ORDER BY id").fetchall() == [("later",), ("run",)]
     readers.close()
     runtime.close()
     writer.close()

@@ -107,7 +107,10 @@ class Upkeep:
 
     async def _empty_hubs(self) -> None:
         runtime = self._runtime
-        for hub in list(runtime.doomed_hubs):
+        doomed = list(runtime.doomed_hubs)
+        if doomed:
+            await runtime.journal.commit()  # not before it is on disk that they are
+        for hub in doomed:
             while await self._empty_some(hub):
                 await runtime.journal.commit()
             rows = runtime.journal.changes.rows
