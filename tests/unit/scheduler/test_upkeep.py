@@ -69,3 +69,26 @@ async def test_a_hub_is_not_emptied_while_its_deletion_may_yet_fail(tmp_path: Pa
     readers.close()
     runtime.close()
     writer.close()
+
+
+async def test_a_delayed_signal_leaves_nothing_in_a_hub_that_is_gone(tmp_path: Path) -> None:
+    """It would be counted as work that waits for ever."""
+    runtime, writer = open_runtime(tmp_path)
+    readers = Readers(runtime.path)
+    upkeep = Upkeep(runtime, readers, ping_s=60.0, retention_s=None)
+    signal = pb.SignalEntityRequest(instanceId="@counter@one", name="add")
+    signal.scheduledTime.FromMicroseconds(runtime.clock.now() + 200_000)
+    runtime.signal(runtime.hub("h"), signal)
+    await runtime.journal.commit()
+    await eventually_async(lambda: runtime.timers.pending == 1, "it waits for its time")
+
+    runtime.doom_hub("h")
+    await upkeep._empty_hubs()
+    await eventually_async(lambda: runtime.timers.pending == 0, "its time has come")
+    await runtime.journal.commit()
+
+    assert runtime.dispatcher.waiting == [0, 0, 0]
+    assert writer.execute("SELECT count(*) FROM operation").fetchone() == (0,)
+    readers.close()
+    runtime.close()
+    writer.close()

@@ -330,9 +330,11 @@ class Runtime:
             self.journal.changes.rows.append(("insert_signal_seen", (*key, self.clock.now())))
 
     def _fire(self, due: list[Timer]) -> None:
+        hubs = set(self.hubs.values())  # what fires in a deleted one would never be deleted any more
+
         def fire(changes: Changes, world: MemoryWorld, now: int) -> None:
             for timer in due:
-                if timer.hub not in self.doomed_hubs:
+                if timer.hub in hubs:
                     tasks.fire(changes, world, timer, now)
 
         self.change(fire)
