@@ -178,3 +178,22 @@ async def test_the_file_is_read_once_when_it_can_be_written_again(
     runtime.loop.call_later(0.1, all_over.set)
     await all_over.wait()
     assert len(reads) == 1
+
+
+async def test_tokens_are_understood_after_a_restart_although_the_first_commit_failed(tmp_path: Path) -> None:
+    """Else whatever workers had would be done twice, and what they answer thrown away."""
+    before, writer = open_runtime(tmp_path)
+    await fail_a_commit(before)
+    worker = Worker(before)
+    token = (await worker.activity()).completionToken
+    leased = "SELECT leased FROM activity"
+    await eventually_async(lambda: writer.execute(leased).fetchone() == (1,), "the hand-out is noted")
+    before.close()
+    writer.close()
+
+    after, writer = open_runtime(tmp_path, GRACE_S)
+    taken = after.answers.complete_activity(pb.ActivityResponse(completionToken=token))
+    after.close()
+    writer.close()
+
+    assert taken

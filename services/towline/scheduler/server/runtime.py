@@ -119,7 +119,8 @@ class Runtime:
         stored = self._loader.meta("secret")
         if stored is None:
             stored = secrets.token_hex(16)
-            self.journal.changes.rows.append(("set_meta", ("secret", stored)))
+            # By itself: gone with a batch that fails, it would be another one after the next start.
+            self._writer.execute(SQL["set_meta"], ("secret", stored))
         return bytes.fromhex(stored)
 
     # -- life
