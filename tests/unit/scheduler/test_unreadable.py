@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncIterator, Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from durabletask.internal import orchestrator_service_pb2 as pb
 from tests.unit.scheduler.test_store import answer, attached, given, open_runtime, raise_event, raised, start
 from tests.waiting import eventually_async
 
+from towline.scheduler.engine.model import Timer
 from towline.scheduler.server.runtime import Runtime
+from towline.scheduler.server.timers import Timers
+from towline.scheduler.store.database import connect
 
 
 @pytest.fixture
@@ -53,3 +57,27 @@ async def test_a_run_whose_history_cannot_be_read_goes_on_when_it_can_and_holds_
     (second,) = given(runtime, stream)
     assert raised(second) == ["go on"]
     assert runtime.dispatcher.waiting == [0, 0, 0]
+
+
+async def test_timers_fire_although_the_file_could_not_be_read_for_a_moment(
+    opened: tuple[Runtime, sqlite3.Connection],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """None did any more until another one was set, or the server started again."""
+    runtime, writer = opened
+    monkeypatch.setattr("towline.scheduler.server.timers._READ_AGAIN_S", 0.05)
+    signal = pb.SignalEntityRequest(instanceId="@counter@one", name="add")
+    signal.scheduledTime.FromMicroseconds(runtime.clock.now() + 50_000)
+    runtime.signal(runtime.hub("h"), signal)
+    await runtime.journal.commit()
+    fired: list[Timer] = []
+    runtime.timers.close()
+
+    with closing(connect(runtime.path, readonly=True)) as reader:
+        timers = Timers(reader, runtime.clock.now, fired.extend)
+        with unreadable(writer, "timer"):
+            timers.reset()
+            await eventually_async(lambda: "timers.not_read" in caplog.messages, "it cannot be read")
+        await eventually_async(lambda: fired, "it fires", timeout_s=3)
+        timers.close()

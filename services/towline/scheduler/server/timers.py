@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import logging
 import sqlite3
 from collections.abc import Callable
 
@@ -11,10 +12,14 @@ from towline.scheduler.engine.model import Timer
 from towline.scheduler.store.rows import timer_of
 from towline.scheduler.store.statements import SQL
 
+_log = logging.getLogger(__name__)
+
 _WINDOW_US = 120 * 1_000_000
 """How far ahead timers are kept in memory."""
 _FIRE_AT_ONCE = 200
 """Timers that fire before the loop gets a turn."""
+_READ_AGAIN_S = 1.0
+"""Until the file is looked into again that could not be read."""
 
 
 class Timers:
@@ -74,10 +79,10 @@ class Timers:
         now = self._now()
         if self._next_beyond is not None and self._next_beyond <= now + _WINDOW_US:
             self.wants_refill = not self.idle()
-            if not self.wants_refill:
-                self._refill(now + _WINDOW_US)
+            if not self.wants_refill and not self._refill(now + _WINDOW_US):
+                self._handle = self._loop.call_later(_READ_AGAIN_S, self._run)
         self._fire_due(now)
-        if not self.wants_refill:
+        if not self.wants_refill and self._handle is None:
             self.arm()
 
     def committed(self) -> None:
@@ -85,12 +90,19 @@ class Timers:
         if self.wants_refill:
             self._run()
 
-    def _refill(self, horizon: int) -> None:
-        for row in self._execute(SQL["timers_due"], (self._horizon, horizon)).fetchall():
+    def _refill(self, horizon: int) -> bool:
+        """Answers whether the file could be read."""
+        try:
+            found = self._execute(SQL["timers_due"], (self._horizon, horizon)).fetchall()
+            self._next_beyond = self._execute(SQL["timer_after"], (horizon,)).fetchone()[0]
+        except sqlite3.Error as error:
+            _log.error("timers.not_read", extra={"error": str(error)})  # no use for the trace
+            return False
+        for row in found:
             timer = timer_of(row)
             heapq.heappush(self._heap, (timer.fire_at, timer.row, timer))
         self._horizon = horizon
-        self._next_beyond = self._execute(SQL["timer_after"], (horizon,)).fetchone()[0]
+        return True
 
     def _fire_due(self, now: int) -> None:
         due: list[Timer] = []
