@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf.wrappers_pb2 import StringValue
-from tests.unit.scheduler.test_store import attached, given, open_runtime
+from tests.unit.scheduler.test_store import ACTIVITY, answer, attached, given, open_runtime
+from tests.waiting import eventually_async
 
-from towline.scheduler.engine import lifecycle
+from towline.scheduler.engine import control, lifecycle
+from towline.scheduler.engine.model import Activity
 from towline.scheduler.server.readers import Readers
 from towline.scheduler.server.runtime import Runtime
 from towline.scheduler.server.service import Service
@@ -102,3 +105,28 @@ async def test_entities_with_large_states_are_in_the_file_only(runtime: Runtime)
 
     assert runtime.world.sizes()["entities"] * len(PAYLOAD) <= BUDGET_BYTES
     assert runtime.world.entity(hub, "@e@0").state == PAYLOAD
+
+
+async def test_work_that_was_given_back_and_is_not_wanted_any_more_is_forgotten(runtime: Runtime) -> None:
+    """Its backoff was kept for ever, and the activity with it."""
+    hub, stream = runtime.hub("h"), attached(runtime)
+    request = pb.CreateInstanceRequest(instanceId="ended", name="x")
+    runtime.change(lambda changes, world, now: lifecycle.start(changes, world, hub, request, now))
+    await runtime.journal.commit()
+    (turn,) = given(runtime, stream)
+    answer(runtime, turn, ACTIVITY)
+    await runtime.journal.commit()
+    (activity,) = given(runtime, stream)
+
+    runtime.losses.abandon(activity.completionToken)
+    runtime.change(
+        lambda changes, world, now: control.terminate(
+            changes, world, hub, "ended", None, recursive=False, now=now
+        )
+    )
+    await runtime.journal.commit()
+
+    def kept() -> bool:
+        return any(isinstance(one, Activity) and one.instance_id == "ended" for one in gc.get_objects())
+
+    await eventually_async(lambda: not kept(), "nothing of it is in memory", timeout_s=5)

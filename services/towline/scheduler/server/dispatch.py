@@ -45,6 +45,8 @@ class Work:
     token: str = ""
     deadline: float = 0.0
     lease_s: float = 0.0
+    backoff_s: float = 0.0
+    """Time before it goes out again when it is given back the next time; 0 before the first."""
     fresh: bool = False
     """The first turn of an instance that nobody waits for yet: what is under way goes before it."""
     ahead: bool = False

@@ -24,7 +24,6 @@ class Losses:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._call_later = asyncio.get_running_loop().call_later
-        self._backoff: dict[tuple[Kind, object], float] = {}
         self._losers: dict[Kind, Callable[[Work, Changes, int, bool], bool]] = {
             Kind.ORCHESTRATION: self._lose_turn,
             Kind.ACTIVITY: self._lose_activity,
@@ -33,7 +32,6 @@ class Losses:
 
     def settle(self, kind: Kind, subject: Subject) -> None:
         """Something was answered: what waits out a grace or a backoff about it need not."""
-        self._backoff.pop((kind, subject), None)
         self._runtime.dispatcher.let_go(kind, subject)
 
     def abandon(self, token: str) -> None:
@@ -43,9 +41,8 @@ class Losses:
             self._runtime.answers.stale(token)
             return
         stream, work = held
-        key = (work.kind, work.subject)
-        delay_s = self._backoff.get(key, _BACKOFF_S[0])
-        self._backoff[key] = min(delay_s * 2, _BACKOFF_S[1])
+        delay_s = work.backoff_s or _BACKOFF_S[0]
+        work.backoff_s = min(delay_s * 2, _BACKOFF_S[1])
         # A turn is given back for its version, which must not count against it.
         self._take_back(stream, work, delay_s, counts=work.kind is not Kind.ORCHESTRATION)
 
@@ -81,6 +78,7 @@ class Losses:
             *(work.kind, work.hub, work.name, work.version, work.subject),
             lost_by=stream,
             lease_s=work.lease_s,
+            backoff_s=work.backoff_s,
             fresh=work.fresh,
         )
 
