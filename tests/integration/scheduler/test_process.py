@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -185,6 +186,18 @@ def test_unsafe_or_senseless_settings_are_refused_in_one_line(
 
     assert ended.returncode == 2
     assert said in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_a_port_for_metrics_that_is_taken_is_told_in_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        ended = run(
+            *("--data", str(tmp_path / "data"), "--listen", "127.0.0.1:0", "--metrics-listen", address)
+        )
+
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"towline scheduler: cannot listen for metrics on {address}")
     assert len(ended.stderr.strip().splitlines()) == 1
 
 

@@ -82,15 +82,22 @@ class Server:
             **Admin(runtime, self._readers, binding).handlers(),
         }
         self._calls = CallServer(handlers, message_bytes_max=settings.max_receive_bytes, keepalive=_KEEPALIVE)
+        self._metrics = MetricsServer(lambda: prometheus(runtime))
+        await self._listen_for_metrics()  # first: a server that will not start must hand out nothing
         await self._listen()
         self._upkeep = Upkeep(
             runtime, self._readers, ping_s=settings.health_ping_s, retention_s=settings.retention_s
         )
         self._upkeep.start()
-        self._metrics = MetricsServer(lambda: prometheus(runtime))
-        if settings.metrics_listen is not None:
-            host, port = split_address("--metrics-listen", settings.metrics_listen)
+
+    async def _listen_for_metrics(self) -> None:
+        if self._settings.metrics_listen is None:
+            return
+        host, port = split_address("--metrics-listen", self._settings.metrics_listen)
+        try:
             self.metrics_address = await self._metrics.start(host, port)
+        except OSError as error:
+            raise ConfigurationError(f"cannot listen for metrics on {host}:{port}: {error}") from error
 
     async def _listen(self) -> None:
         settings = self._settings
