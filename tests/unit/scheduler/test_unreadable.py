@@ -33,8 +33,9 @@ def unreadable(writer: sqlite3.Connection, table: str) -> Generator[None]:
     writer.execute(f"ALTER TABLE away RENAME TO {table}")
 
 
-async def test_a_run_whose_history_cannot_be_read_goes_on_when_it_can_and_holds_up_no_other(
-    opened: tuple[Runtime, sqlite3.Connection], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("table", ["history", "instance"])
+async def test_a_run_that_cannot_be_read_goes_on_when_it_can_and_holds_up_no_other(
+    opened: tuple[Runtime, sqlite3.Connection], monkeypatch: pytest.MonkeyPatch, table: str
 ) -> None:
     """It stayed with the worker that was to have it, under a turn that nobody had, until a restart."""
     runtime, writer = opened
@@ -43,16 +44,17 @@ async def test_a_run_whose_history_cannot_be_read_goes_on_when_it_can_and_holds_
     await start(runtime, "run")
     (first,) = given(runtime, stream)
     answer(runtime, first)
-    await start(runtime, "other")
     await raise_event(runtime, "go on")
-    run = runtime.world.instance(runtime.hub("h"), "run")
-    assert run is not None
-    run.chunks = None  # it is not in memory any more
+    for other in ("one", "two"):
+        await start(runtime, other)
+    assert runtime.world.known_instance(runtime.hub("h"), "run") is None, "it is in the file only"
 
-    with unreadable(writer, "history"):
-        (item,) = given(runtime, stream)
-    assert item.orchestratorRequest.instanceId == "other"
-    await eventually_async(lambda: stream.pending, "it is offered again")
+    with unreadable(writer, table):
+        others = given(runtime, stream)
+        assert [item.orchestratorRequest.instanceId for item in others] == ["one", "two"]
+        await eventually_async(lambda: stream.pending, "it is offered again")
+        assert given(runtime, stream) == []
+    await eventually_async(lambda: stream.pending, "it is offered once more")
 
     (second,) = given(runtime, stream)
     assert raised(second) == ["go on"]

@@ -9,6 +9,7 @@ the commit. But for one thing: what one turn has called of one entity goes out w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import sqlite3
@@ -171,11 +172,12 @@ class Runtime:
             if subject.done:
                 return
         elif work.kind is Kind.ORCHESTRATION:
-            instance = self.world.instance(*subject)
-            if instance is None:
-                return
-            # Its id may have been used again meanwhile, and what was offered of that not been queued.
-            work.name, work.version = instance.name, instance.version or ""
+            with contextlib.suppress(sqlite3.Error):  # it is looked for again when it is to be sent
+                instance = self.world.instance(*subject)
+                if instance is None:
+                    return
+                # Its id may have been used again meanwhile, and what was offered of that not been queued.
+                work.name, work.version = instance.name, instance.version or ""
         self.dispatcher.offer(work)
 
     def _committed(self, changes: Changes) -> None:
