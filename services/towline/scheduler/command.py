@@ -87,7 +87,10 @@ def run(
         "max_work_item_bytes": max_work_item_bytes,
         "max_history_events": max_history_events,
     }
-    logs.configure(log_level)
+    try:
+        logs.configure(log_level)
+    except ValueError as error:
+        _fail(f"--log-level {error}")
     try:
         settings = SchedulerSettings.read(options)
         loop.run(serve(settings, lambda server: _ready(server, settings)))

@@ -28,7 +28,13 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: str) -> None:
-    """Send all logs to stderr."""
+    """Send all logs to stderr.
+
+    Raises:
+        ValueError: There is no such level.
+    """
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise ValueError(f"'{level}' is none of debug, info, warning, error and critical")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
