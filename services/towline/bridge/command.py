@@ -15,7 +15,7 @@ from towline.bridge.errors import ApprovalPolicyError
 from towline.bridge.settings import BridgeSettings
 from towline.contracts.errors import PayloadSettingsError
 from towline.contracts.settings import KafkaSettings, SchedulerSettings
-from towline.telemetry import HealthServer, event_loop, set_up
+from towline.telemetry import HealthServer, ListenError, event_loop, set_up
 
 app = typer.Typer(
     pretty_exceptions_enable=False, help="Commands from Kafka to the scheduler.", no_args_is_help=False
@@ -29,9 +29,7 @@ def bridge(
     ] = None,
 ) -> None:
     """Run the bridge until SIGTERM. Settings: TOWLINE_BRIDGE_*, _KAFKA_*, _SCHEDULER_*."""
-    settings = BridgeSettings()
-    if http_listen is not None:
-        settings = settings.model_copy(update={"http_listen": http_listen})
+    settings = BridgeSettings() if http_listen is None else BridgeSettings(http_listen=http_listen)
     failpoints.arm_from(os.environ.get("TOWLINE_BRIDGE_FAILPOINTS", ""))
     with set_up("towline-bridge"):
         try:
@@ -39,6 +37,9 @@ def bridge(
         except (PayloadSettingsError, ApprovalPolicyError) as error:
             typer.echo(f"towline bridge: {error}", err=True)
             raise typer.Exit(2) from error
+        except ListenError as error:  # status 1: whoever has the address may be about to leave
+            typer.echo(f"towline bridge: {error}", err=True)
+            raise typer.Exit(1) from error
 
 
 async def _run(bridge: Bridge) -> None:

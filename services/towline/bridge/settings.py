@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from towline.telemetry.listen import ListenAddress
+
 
 class BridgeSettings(BaseSettings):
     """How one bridge process behaves. All durations are in seconds."""
@@ -16,7 +18,7 @@ class BridgeSettings(BaseSettings):
         env_prefix="TOWLINE_BRIDGE_", frozen=True, extra="ignore", hide_input_in_errors=True
     )
 
-    http_listen: str = Field(
+    http_listen: ListenAddress = Field(
         default="127.0.0.1:8081", description="host:port of /healthz, /readyz and /metrics."
     )
     group: str = Field(

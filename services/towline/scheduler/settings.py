@@ -241,7 +241,8 @@ def split_address(name: str, address: str) -> tuple[str, int]:
         ConfigurationError: It is not of that form.
     """
     host, separator, port = address.rpartition(":")
-    if not separator or not host or not port.isdigit() or int(port) > 65_535:
+    is_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65_535
+    if not separator or not host or not is_port:
         raise ConfigurationError(f"{name} {address}: expected HOST:PORT")
     return host.strip("[]"), int(port)
 

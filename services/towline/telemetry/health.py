@@ -19,6 +19,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from towline.telemetry.listen import ListenError, split_listen
+
 Check: TypeAlias = Callable[[], str | None]
 """Answers None when all is well, otherwise what is wrong, for a person. Called from another thread."""
 
@@ -62,12 +64,12 @@ class HealthServer:
     """Serves `health_routes` on `listen` ("host:port"; port 0 takes a free one) while the context is open.
 
     Raises:
-        OSError: On entry, if the address can't be bound.
+        ValueError: `listen` is no such address.
+        ListenError: On entry, if the address can't be bound.
     """
 
     def __init__(self, listen: str, *, live: Check = well, ready: Check = well) -> None:
-        host, _, port = listen.rpartition(":")
-        self._host, self._port = host.strip("[]") or "127.0.0.1", int(port)
+        self._host, self._port = split_listen(listen)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 Starlette(routes=health_routes(live=live, ready=ready)),
@@ -85,17 +87,25 @@ class HealthServer:
         return f"{self._host}:{self._port}"
 
     def __enter__(self) -> Self:
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((self._host, self._port))
-        listener.listen()
+        listener = self._listener()
         self._port = listener.getsockname()[1]
         self._thread = threading.Thread(
             target=self._server.run, args=([listener],), name="health-server", daemon=True
         )
         self._thread.start()
         return self
+
+    def _listener(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((self._host, self._port))
+            listener.listen()
+        except OSError as error:
+            listener.close()
+            raise ListenError(f"cannot serve health checks on {self.address}: {error}") from error
+        return listener
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -15,7 +15,7 @@ from towline.contracts.errors import TowlineError
 from towline.contracts.payloads import open_payload_store
 from towline.contracts.producer import EventProducer
 from towline.contracts.settings import KafkaSettings, PayloadSettings, RedisSettings, SchedulerSettings
-from towline.telemetry import HealthServer, event_loop, set_up
+from towline.telemetry import HealthServer, ListenError, event_loop, set_up
 from towline.telemetry.metrics import observe_value
 from towline.worker import loader
 from towline.worker.host import Host, until_signalled
@@ -30,6 +30,9 @@ _log = logging.getLogger(__name__)
 
 _DELIVERY_TIMEOUT_S = 5.0
 """One try to publish. The turn tries again for as long as it takes; the log and /readyz tell of each."""
+
+_AGAIN = 1
+"""Exit status for what another start may mend: whoever has the address may be about to leave."""
 
 
 @app.callback(invoke_without_command=True)
@@ -61,6 +64,8 @@ def worker(
             clean = event_loop.run(_host(loader.load(chosen), settings, supervised=supervised))
         except TowlineError as error:
             _fail(str(error))
+        except ListenError as error:
+            _fail(str(error), status=_AGAIN)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -72,7 +77,7 @@ def worker(
 
 def _supervise(target: str, count: int, settings: WorkerSettings) -> None:
     host, _, port = settings.http_listen.rpartition(":")
-    if int(port) == 0:
+    if not 0 < int(port) <= 65_535 - count:
         _fail("TOWLINE_WORKER_HTTP_LISTEN needs a port: the processes serve those that follow it")
     listens = [f"{host}:{int(port) + number}" for number in range(1, count + 1)]
     plan = Plan(
@@ -89,7 +94,10 @@ def _supervise(target: str, count: int, settings: WorkerSettings) -> None:
             return await supervisor.run()
 
     with set_up("towline-worker"):
-        usable = asyncio.run(run())
+        try:
+            usable = asyncio.run(run())
+        except ListenError as error:
+            _fail(str(error), status=_AGAIN)
     if not usable:
         raise typer.Exit(UNUSABLE)
 
@@ -151,9 +159,9 @@ async def _start(host: Host, producer: EventProducer) -> None:
     await host.start()
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, *, status: int = UNUSABLE) -> NoReturn:
     typer.echo(f"towline worker: {message}", err=True)
-    raise typer.Exit(UNUSABLE)
+    raise typer.Exit(status)
 
 
 def main() -> None:

@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from towline.telemetry.listen import ListenAddress
+
 
 class WorkerSettings(BaseSettings):
     """How one worker process hosts its app."""
@@ -20,7 +22,7 @@ class WorkerSettings(BaseSettings):
     app_version: str = Field(
         default="", description="Version in the catalog; default: the module's __version__, else 0."
     )
-    http_listen: str = Field(
+    http_listen: ListenAddress = Field(
         default="127.0.0.1:8083", description="Where /healthz, /readyz and /metrics are served."
     )
     processes: int = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,56 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     done = runner.invoke(app, ["results"])
     assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
     assert "security_protocol" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("role", "variable", "value"),
+    [
+        ("bridge", "TOWLINE_BRIDGE_HTTP_LISTEN", "abc"),
+        ("bridge", "TOWLINE_BRIDGE_HTTP_LISTEN", "127.0.0.1:99999"),
+        ("worker", "TOWLINE_WORKER_HTTP_LISTEN", "127.0.0.1:abc"),
+        ("relay", "TOWLINE_RELAY_HTTP_LISTEN", "127.0.0.1:²"),
+        ("scheduler", "TOWLINE_SCHEDULER_LISTEN", "127.0.0.1:²"),
+    ],
+)
+def test_an_address_that_is_none_is_one_line_and_status_2(
+    role: str, variable: str, value: str, tmp_path: Path
+) -> None:
+    done = _role(role, {variable: value}, tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "host:port" in done.stderr.lower()
+
+
+@pytest.mark.parametrize("role", ["bridge", "worker"])
+def test_an_address_that_another_process_has_is_one_line_that_names_it(role: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        done = _role(role, {f"TOWLINE_{role.upper()}_HTTP_LISTEN": address}, tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith(f"towline {role}: cannot serve health checks on {address}: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_log_level_of_the_scheduler_that_does_not_exist_is_one_line(tmp_path: Path) -> None:
+    done = _role("scheduler", {}, tmp_path, "--log-level", "loud")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert done.stderr.startswith("towline scheduler: --log-level 'loud' is none of")
+
+
+def _role(
+    role: str, variables: dict[str, str], folder: Path, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    app_path = {"TOWLINE_WORKER_APP": "examples.all:setup_worker", "TOWLINE_SCHEDULER_DATA": str(folder)}
+    return subprocess.run(
+        [sys.executable, "-m", "towline.cli", role, *arguments],
+        env={**os.environ, **app_path, **variables},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def test_a_relay_that_is_away_is_one_line_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,10 +31,16 @@ def test_what_is_wrong_is_said_with_503() -> None:
         assert _get(server, "/readyz")[0] == 200
 
 
-def test_a_taken_address_is_an_error_at_once() -> None:
+def test_a_taken_address_is_an_error_at_once_that_names_it() -> None:
     with (
         HealthServer("127.0.0.1:0") as server,
-        pytest.raises(OSError, match="in use"),
+        pytest.raises(OSError, match=rf"{server.address}: .*in use"),
         HealthServer(server.address),
     ):
         pass
+
+
+@pytest.mark.parametrize("listen", ["", "abc", "127.0.0.1:", "127.0.0.1:99999", "127.0.0.1:²", "h:-1"])
+def test_what_is_no_address_is_told_as_such(listen: str) -> None:
+    with pytest.raises(ValueError, match="is not host:port"):
+        HealthServer(listen)

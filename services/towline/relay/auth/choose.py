@@ -26,7 +26,8 @@ def split_listen(listen: str) -> tuple[str, int]:
         RelaySettingsError: It is not of that form.
     """
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    is_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535
+    if not host or not is_port:
         raise RelaySettingsError(
             f"TOWLINE_RELAY_HTTP_LISTEN: {listen!r} is not host:port, for example 127.0.0.1:8090"
         )
