@@ -55,8 +55,9 @@ class JsonFormatter(logging.Formatter):
             "service": self._service,
             "logger": record.name,
             "event": record.getMessage(),
-            **_extra(record),
         }
+        # An app's own field may have one of these names; what a line is found by stays what it is.
+        line |= {f"{name}_" if name in line else name: value for name, value in _extra(record).items()}
         context = trace.get_current_span().get_span_context()
         if context.is_valid:
             line["trace_id"] = format(context.trace_id, "032x")

@@ -25,6 +25,13 @@ def test_a_json_line_carries_the_extra_fields() -> None:
     )
 
 
+def test_a_field_with_the_name_of_one_of_the_lines_own_is_kept_beside_it() -> None:
+    record = _record("order_placed", event="click", service="shop", level=7)
+    line = json.loads(JsonFormatter("towline-worker").format(record))
+    assert (line["event"], line["service"], line["level"]) == ("order_placed", "towline-worker", "info")
+    assert (line["event_"], line["service_"], line["level_"]) == ("click", "shop", 7)
+
+
 def test_hostile_text_cannot_forge_a_line_or_move_the_cursor() -> None:
     hostile = "ok\n12:00:00 info forged\x1b[2J"
     for formatter in (JsonFormatter("s"), HumanFormatter()):
