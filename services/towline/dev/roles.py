@@ -6,7 +6,7 @@ import http.client
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from towline.dev import ports
@@ -93,6 +93,7 @@ class ProcessPart(Part):
         port: int | None = None,
         name: str | None = None,
         sink: LineSink | None = None,
+        without: Collection[str] = (),
     ) -> None:
         """Make it, without starting it.
 
@@ -104,12 +105,14 @@ class ProcessPart(Part):
             port: Wanted HTTP port; default: any free one.
             name: Label; default: the role. Replicas need different ones.
             sink: See `Part`.
+            without: Variables of this process's environment that are not passed on, in capitals.
         """
         super().__init__(name or role, data=data.absolute(), sink=sink)
         self.role = role
         self.port = ports.lease(port)
         self._env = dict(env)
         self._options = tuple(options)
+        self._without = frozenset(without)
 
     @property
     def url(self) -> str:
@@ -128,7 +131,8 @@ class ProcessPart(Part):
     def environment(self) -> Mapping[str, str]:
         """This process's, with the settings."""
         return {
-            **os.environ,
+            # Settings are read whatever the case of their names.
+            **{name: value for name, value in os.environ.items() if name.upper() not in self._without},
             "PYTHONUNBUFFERED": "1",
             f"TOWLINE_{self.role.upper()}_HTTP_LISTEN": f"127.0.0.1:{self.port}",
             **self._env,

@@ -32,6 +32,10 @@ ADDRESS_VARIABLES: Final = (
 ROLES: Final = ("bridge", "worker", "relay")
 PAYLOADS_VARIABLE: Final = "TOWLINE_PAYLOADS_URL"
 _TOPICS_TIMEOUT_S: Final = 30.0
+_KAFKA_ACCESS: Final = frozenset(
+    f"TOWLINE_KAFKA_{name.upper()}" for name in KafkaSettings.model_fields if name != "topic_prefix"
+)
+"""How a Kafka elsewhere wants to be reached, which does not hold for one that was started here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +94,7 @@ class Stack:
                 options=("--app", plan.app) if role == "worker" else (),
                 port=plan.ports.get(role),
                 sink=sink,
+                without=() if self._kafka_is_given else _KAFKA_ACCESS,
             )
             self.roles.append(part)
             self.addresses.update(part.addresses)

@@ -43,3 +43,29 @@ def test_a_part_that_cannot_be_started_is_named_at_once_and_the_others_are_stopp
         stack.start()
 
     assert not slow.is_running
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["own", "given"])
+def test_how_to_reach_a_kafka_elsewhere_is_for_that_kafka_only(
+    given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    password = tmp_path / "password"
+    password.write_text("secret")
+    access = {
+        "TOWLINE_KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+        "TOWLINE_KAFKA_SASL_USERNAME": "ann",
+        "TOWLINE_KAFKA_SASL_PASSWORD_FILE": str(password),
+    }
+    for name, value in (access | {"TOWLINE_KAFKA_TOPIC_PREFIX": "mine."}).items():
+        monkeypatch.setenv(name, value)
+    addresses = {"TOWLINE_KAFKA_BOOTSTRAP": "127.0.0.1:1"} if given else {}
+
+    stack = Stack(StackPlan(data=tmp_path, app="none:none", given=addresses))
+
+    for role in stack.roles:
+        environment = role.environment() or {}
+        assert {name: environment[name] for name in access if name in environment} == (
+            access if given else {}
+        )
+        assert environment["TOWLINE_KAFKA_BOOTSTRAP"] == stack.addresses["TOWLINE_KAFKA_BOOTSTRAP"]
+        assert environment["TOWLINE_KAFKA_TOPIC_PREFIX"] == "mine."
