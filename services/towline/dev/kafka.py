@@ -95,13 +95,17 @@ class KafkaPart(Part):
         )
         new.replace(marker)
 
+    def work_folder(self) -> Path:
+        """Its data folder, so that ``log.dirs`` needs no path: Kafka takes a comma in one for two folders."""
+        return self.data
+
     def command(self) -> Sequence[str]:
         """Java with Kafka's main class."""
         assert self._distribution is not None, "prepare() comes first"
         properties = self.data / "server.properties"
         properties.write_text(
             kafka_config.server_properties(
-                port=self.port, controller_port=self._controller_port, log_dir=self.data / "log"
+                port=self.port, controller_port=self._controller_port, log_dir=Path("log")
             )
         )
         return self._distribution.server_command(properties, jvm=self._jvm)

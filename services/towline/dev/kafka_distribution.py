@@ -150,17 +150,20 @@ def _fetch_jars(libs: Path) -> None:
 def _format(distribution: KafkaDistribution) -> None:
     with tempfile.TemporaryDirectory(prefix=_WORK, dir=distribution.libs.parent) as work:
         properties, log_dir = Path(work) / "server.properties", Path(work) / "data"
-        properties.write_text(server_properties(port=9092, controller_port=9093, log_dir=log_dir))
+        # As `KafkaPart.work_folder` says.
+        properties.write_text(
+            server_properties(port=9092, controller_port=9093, log_dir=log_dir.relative_to(work))
+        )
         command = distribution.command(
             "kafka.tools.StorageTool",
             *("format", "-t", kafka_uuid(uuid4()), "-c", str(properties)),
         )
-        _run(command, "Kafka's data folder could not be formatted", _FORMAT_TIMEOUT_S)
+        _run(command, "Kafka's data folder could not be formatted", _FORMAT_TIMEOUT_S, cwd=Path(work))
         log_dir.rename(distribution.formatted)
 
 
-def _run(command: list[str], failure: str, timeout_s: float) -> None:
-    child = Child("kafka", command)
+def _run(command: list[str], failure: str, timeout_s: float, *, cwd: Path | None = None) -> None:
+    child = Child("kafka", command, cwd=cwd)
     status = child.wait(timeout_s)
     if status is None:
         child.kill()

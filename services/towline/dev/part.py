@@ -60,6 +60,10 @@ class Part(ABC):
         """The child's whole environment; None: this process's."""
         return None
 
+    def work_folder(self) -> Path | None:
+        """Where the child is started; None: where this process was."""
+        return None
+
     def own_ports(self) -> Sequence[int]:
         """Ports that it listens on; checked before each start."""
         return ()
@@ -83,7 +87,12 @@ class Part(ABC):
             if not ports.is_free(port):
                 raise AddressInUseError(self.name, port)
         self._child = Child(
-            self.name, self.command(), env=self.environment(), sink=self._sink, pid_file=self.pid_file
+            self.name,
+            self.command(),
+            env=self.environment(),
+            cwd=self.work_folder(),
+            sink=self._sink,
+            pid_file=self.pid_file,
         )
 
     @property

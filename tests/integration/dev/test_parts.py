@@ -40,7 +40,7 @@ async def test_kafka_has_its_address_and_its_records_after_a_kill(tmp_path: Path
 
 
 def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
-    folder = tmp_path / "zoë's stack 🚂"
+    folder = tmp_path / "zoë's, stack 🚂"
     with KafkaPart(data=folder / "kafka"), ValkeyPart(data=folder / "valkey"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
