@@ -14,7 +14,7 @@ from uuid import uuid4
 from aiokafka.errors import KafkaError
 
 from towline.dev import kafka_config, kafka_distribution, ports
-from towline.dev.errors import PartFailedError
+from towline.dev.errors import DevError
 from towline.dev.kafka_distribution import KafkaDistribution
 from towline.dev.part import PROBE_TIMEOUT_S, Part
 from towline.dev.process import LineSink
@@ -141,7 +141,7 @@ def _archive_classes(distribution: KafkaDistribution, work: Path) -> None:
             asyncio.run(_first_steps(broker.bootstrap))
             broker.stop(timeout_s=60.0)
         written.rename(distribution.archive)
-    except (OSError, TimeoutError, KafkaError, PartFailedError) as error:
+    except (OSError, TimeoutError, KafkaError, DevError) as error:
         logger.warning("kafka.archive_failed", extra={"error": str(error)})
     finally:
         for port in broker.own_ports():
