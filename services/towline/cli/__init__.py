@@ -1,6 +1,7 @@
 """`towline`, the command line."""
 
 import io
+import os
 import sys
 
 _INTERRUPTED = 130
@@ -8,7 +9,8 @@ _INTERRUPTED = 130
 
 def main() -> None:
     """Entry point of the `towline` script."""
-    stdout: object = sys.stdout  # None if it is closed
+    _open_what_is_closed()
+    stdout: object = sys.stdout
     if isinstance(stdout, io.TextIOWrapper):
         # What a terminal or pipe of another encoding cannot show is escaped, as on standard error.
         stdout.reconfigure(errors="backslashreplace")
@@ -30,6 +32,19 @@ def main() -> None:
         if error.name not in {"typer", "rich", "httpx"}:
             raise
         raise SystemExit(f"the towline command needs {error.name}: pip install 'towline[cli]'") from None
+
+
+def _open_what_is_closed() -> None:
+    """Started with `>&-` or `2>&-`, output is for nobody, and no file or socket may take its number."""
+    streams: tuple[object, ...] = (sys.stdin, sys.stdout, sys.stderr)
+    if all(stream is not None for stream in streams):
+        return
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the process's life
 
 
 __all__ = ["main"]

@@ -101,6 +101,24 @@ def _role(
     )
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_a_closed_output_costs_what_would_be_written_there_only(closed: str, tmp_path: Path) -> None:
+    """As some supervisors start their processes."""
+    lines = tmp_path / "lines"
+    command = f"{sys.executable} -m towline.cli dev --app none:none {closed}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command],
+        env={**os.environ, "PATH": str(tmp_path), "JAVA_HOME": "", "TOWLINE_CACHE_DIR": str(lines)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    expected = "" if "2>" in closed else "towline dev: Java is missing"
+    assert done.stderr[: len("towline dev: Java is missing")] == expected
+
+
 def test_a_relay_that_is_away_is_one_line_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOWLINE_RELAY_URL", "http://127.0.0.1:1")
     done = runner.invoke(app, ["runs"])
