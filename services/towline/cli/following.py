@@ -67,9 +67,18 @@ async def _from_relay(
 
 async def _from_kafka(run_id: str, settings: KafkaSettings, printer: Printer) -> int:
     topics = settings.topics
-    events = read(settings, (topics.events, topics.results), last=None, follow=True, run_id=run_id)
+    # The run's own time begins once all that is retained has been read, which may take longer than that.
+    grace = asyncio.timeout(None)
+    events = read(
+        settings,
+        (topics.events, topics.results),
+        last=None,
+        follow=True,
+        run_id=run_id,
+        on_caught_up=lambda: grace.reschedule(asyncio.get_running_loop().time() + UNKNOWN_RUN_GRACE_S),
+    )
     try:
-        event, recorded = await _first(events, run_id)
+        event, recorded = await _first(events, run_id, grace)
         while True:
             printer.event(event, recorded)
             if isinstance(event.data, OUTCOME_MODELS):
@@ -79,9 +88,11 @@ async def _from_kafka(run_id: str, settings: KafkaSettings, printer: Printer) ->
         await events.aclose()
 
 
-async def _first(events: AsyncGenerator[tuple[Event, datetime]], run_id: str) -> tuple[Event, datetime]:
+async def _first(
+    events: AsyncGenerator[tuple[Event, datetime]], run_id: str, grace: asyncio.Timeout
+) -> tuple[Event, datetime]:
     try:
-        async with asyncio.timeout(UNKNOWN_RUN_GRACE_S):
+        async with grace:
             return await anext(events)
     except TimeoutError:
         raise CliError(

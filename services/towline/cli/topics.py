@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Any, Final, cast
@@ -27,7 +28,7 @@ from towline.contracts.payloads import PayloadStore
 from towline.contracts.settings import KafkaSettings
 
 _POLL_S: Final = 0.2
-_HISTORY_TIMEOUT_S: Final = 60.0
+_SILENCE_TIMEOUT_S: Final = 60.0
 _IDS_KEPT: Final = 100_000
 
 
@@ -38,6 +39,7 @@ async def read(
     last: int | None,
     follow: bool,
     run_id: str | None = None,
+    on_caught_up: Callable[[], None] = lambda: None,
 ) -> AsyncGenerator[tuple[Event, datetime]]:
     """Events of `topics` with Kafka's time, in that order, repeats dropped; undecodable records are logged.
 
@@ -47,6 +49,7 @@ async def read(
         last: How many of those that are there already; None for all.
         follow: Go on with new ones, for ever.
         run_id: Only those of this run.
+        on_caught_up: Called once what is there already has been read, before any of it is given.
 
     Raises:
         KafkaUnavailableError: No broker answers, or a topic does not exist.
@@ -63,9 +66,12 @@ async def read(
             earliest if depth is None else {at: max(end - depth, earliest[at]) for at, end in ends.items()}
         )
         assign(source, starts)
-        history = await _history(source, starts, ends)
-        found = [await _wanted(record, key, ids, payloads) for record in history]
-        events = [event for event in found if event is not None]
+        events = [
+            event
+            async for record in _history(source, starts, ends)
+            if (event := await _wanted(record, key, ids, payloads)) is not None
+        ]
+        on_caught_up()
         events.sort(key=itemgetter(1))
         for event in events if last is None else events[len(events) - min(last, len(events)) :]:
             yield event
@@ -92,20 +98,30 @@ async def _wanted(
 
 async def _history(
     source: AIOKafkaConsumer, starts: dict[TopicPartition, int], ends: dict[TopicPartition, int]
-) -> list[ConsumedRecord]:
-    """Everything before `ends`, and what comes with it."""
-    found: list[ConsumedRecord] = []
+) -> AsyncGenerator[ConsumedRecord]:
+    """Everything before `ends`, and what comes with it; one at a time: a topic may be larger than memory."""
     open_ones = {at for at, end in ends.items() if starts[at] < end}
+    heard_s = time.monotonic()
+    while open_ones:
+        for record in await poll(source, timeout_s=_POLL_S):
+            yield record
+            heard_s = time.monotonic()
+        # Not the last record's offset: a compacted or transactional topic has gaps.
+        for at in tuple(open_ones):
+            if await _position(source, at) >= ends[at]:
+                open_ones.discard(at)
+                heard_s = time.monotonic()
+        if time.monotonic() - heard_s > _SILENCE_TIMEOUT_S:
+            raise KafkaUnavailableError(
+                f"the broker handed out nothing of what is retained for {_SILENCE_TIMEOUT_S:g} s: see its log"
+            )
+
+
+async def _position(source: AIOKafkaConsumer, at: TopicPartition) -> int:
     try:
-        async with asyncio.timeout(_HISTORY_TIMEOUT_S):
-            while open_ones:
-                found += await poll(source, timeout_s=_POLL_S)
-                # Not the last record's offset: a compacted or transactional topic has gaps.
-                for at in tuple(open_ones):
-                    if await cast("Any", source).position(at) >= ends[at]:
-                        open_ones.discard(at)
+        async with asyncio.timeout(_SILENCE_TIMEOUT_S):
+            return await cast("Any", source).position(at)
     except TimeoutError as error:
         raise KafkaUnavailableError(
-            f"the broker did not hand out what is retained within {_HISTORY_TIMEOUT_S:g} s: see its log"
+            f"the broker did not say within {_SILENCE_TIMEOUT_S:g} s where {at.topic} begins: see its log"
         ) from error
-    return found
