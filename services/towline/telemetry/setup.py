@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import threading
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from opentelemetry import metrics, trace
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from towline.telemetry.logs import configure_logging
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
 
 _FLUSH_TIMEOUT_MS: Final = 2_000
+_WRONG: Final = 2
+"""Exit status for a wrong setting, as of the command line."""
+_PROTOCOL: Final = "http/protobuf"
+_log = logging.getLogger(__name__)
 
 
 class LogSettings(BaseSettings):
@@ -65,6 +70,18 @@ def _exports(signal: str) -> bool:
     )
 
 
+def _tell_of_protocol(signal: str) -> None:
+    """Say so if the environment asks for another protocol than the one that there is."""
+    name = "OTEL_EXPORTER_OTLP_PROTOCOL"
+    own = f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL"
+    variable = own if os.environ.get(own) else name
+    wanted = os.environ.get(variable)
+    if wanted and wanted != _PROTOCOL:
+        _log.warning(
+            "otlp_protocol_unknown", extra={"variable": variable, "value": wanted, "used": _PROTOCOL}
+        )
+
+
 def _disabled() -> bool:
     return os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
 
@@ -80,13 +97,22 @@ def set_up(service_name: str) -> Generator[None]:
 
     Args:
         service_name: ``towline-bridge``, ``towline-worker``, …: the resource's ``service.name``.
+
+    Raises:
+        SystemExit: Status 2, with a line on standard error: the SDK cannot use one of the `OTEL_*` variables.
     """
     settings = LogSettings()
     json_lines = None if settings.format == "auto" else settings.format == "json"
     configure_logging(service_name, level=settings.level, json_lines=json_lines)
     with ExitStack() as traces, ExitStack() as measures:
-        set_up_traces(service_name, traces)
-        _set_up_metrics(service_name, measures)
+        try:
+            set_up_traces(service_name, traces)
+            _set_up_metrics(service_name, measures)
+        except ValidationError:
+            raise
+        except ValueError as error:
+            sys.stderr.write(f"{service_name}: an OTEL_* variable cannot be used: {error}\n")
+            raise SystemExit(_WRONG) from None
         try:
             yield
         finally:
@@ -114,6 +140,7 @@ def set_up_traces(service_name: str, cleanup: ExitStack) -> None:
 
         from towline.telemetry import otlp
 
+        _tell_of_protocol("TRACES")
         if lean.suffices():
             otlp.install()
         provider.add_span_processor(SpanBatches(OTLPSpanExporter(), end_within_ms=_FLUSH_TIMEOUT_MS))
@@ -137,6 +164,7 @@ def _set_up_metrics(service_name: str, cleanup: ExitStack) -> None:
     if not _disabled() and _exports("METRICS"):
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
+        _tell_of_protocol("METRICS")
         readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
     # An exemplar costs each measurement within a sampled span as much as the measurement itself.
     exemplars = None if "OTEL_METRICS_EXEMPLAR_FILTER" in os.environ else AlwaysOffExemplarFilter()

@@ -68,3 +68,37 @@ def test_an_endpoint_is_used_unless_another_exporter_is_chosen(
     else:
         monkeypatch.setenv("OTEL_TRACES_EXPORTER", exporter)
     assert setup._exports("TRACES") is exports  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "10", "max_export_batch_size"),
+        ("OTEL_METRICS_EXEMPLAR_FILTER", "some", "'some'"),
+    ],
+)
+def test_a_standard_variable_that_cannot_be_used_is_one_line_and_status_2(
+    variable: str, value: str, said: str
+) -> None:
+    done = _set_up({variable: value})
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert said in done.stderr
+
+
+def test_another_protocol_than_the_one_there_is_is_told() -> None:
+    done = _set_up({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": ""})
+    told = [line for line in done.stderr.splitlines() if '"otlp_protocol_unknown"' in line]
+    assert len(told) == 2, "once for each signal"
+    assert all('"value": "grpc", "used": "http/protobuf"' in line for line in told)
+    assert "otlp_protocol_unknown" not in _set_up({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}).stderr
+
+
+def _set_up(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", _ROLE],
+        env={**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
