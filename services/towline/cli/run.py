@@ -10,11 +10,14 @@ from collections.abc import Coroutine
 from typing import Any
 
 import typer
+from aiokafka.errors import KafkaError
 from pydantic import ValidationError
 
 from towline.cli.errors import CliError
 from towline.cli.output import warn
+from towline.contracts.consumers import refused
 from towline.contracts.errors import TowlineError
+from towline.contracts.kafka import REFUSALS
 
 
 def execute(work: Coroutine[Any, Any, int | None]) -> None:
@@ -32,6 +35,12 @@ def execute(work: Coroutine[Any, Any, int | None]) -> None:
         raise typer.Exit(error.exit_code) from None
     except TowlineError as error:
         warn(f"towline: {error}")
+        raise typer.Exit(1) from None
+    except REFUSALS as error:  # of reading itself: the topic may be seen, not read
+        warn(f"towline: {refused(error)}")
+        raise typer.Exit(1) from None
+    except KafkaError as error:
+        warn(f"towline: Kafka: {error!r}: see the broker's log")
         raise typer.Exit(1) from None
     except ValidationError as error:
         first = error.errors()[0]

@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
+from typer.testing import CliRunner
 
 from towline.cli import following, topics
+from towline.cli.app import app
 from towline.cli.errors import CliError
 from towline.cli.output import Printer
 from towline.contracts.settings import KafkaSettings
@@ -105,3 +108,25 @@ async def test_a_history_that_takes_long_counts_neither_as_silence_nor_against_t
         await following.follow("r1", KafkaSettings(), Printer(as_json=False))
 
     assert await source.position(AT) == source.count, "it gave up before it had read all there is"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (TopicAuthorizationFailedError(AT.topic), "the broker refuses this user"),
+        (KafkaError("no such thing"), "see the broker's log"),
+    ],
+)
+def test_a_topic_that_may_be_seen_and_not_read_is_one_line(serve: Any, error: KafkaError, said: str) -> None:
+    """Kafka's Describe without its Read: the broker says so with the first fetch only."""
+    source = serve(Source(BATCH))
+
+    async def getmany(**_: object) -> None:
+        raise error
+
+    source.getmany = getmany
+
+    done = CliRunner().invoke(app, ["results"])
+
+    assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1), done.output
+    assert said in done.stderr
