@@ -36,6 +36,7 @@ _KAFKA_ACCESS: Final = frozenset(
     f"TOWLINE_KAFKA_{name.upper()}" for name in KafkaSettings.model_fields if name != "topic_prefix"
 )
 """How a Kafka elsewhere wants to be reached, which does not hold for one that was started here."""
+_SCHEDULER_TOKENS: Final = ("TOWLINE_SCHEDULER_TOKEN", "TOWLINE_SCHEDULER_TOKEN_FILE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +103,15 @@ class Stack:
 
     def environment(self) -> dict[str, str]:
         """The `TOWLINE_*` variables of a process that belongs to this stack."""
-        return {PAYLOADS_VARIABLE: self.payloads_url, **self.plan.settings, **self.addresses}
+        own = {PAYLOADS_VARIABLE: self.payloads_url, **self._scheduler_access()}
+        return {**own, **self.plan.settings, **self.addresses}
+
+    def _scheduler_access(self) -> dict[str, str]:
+        """Our own scheduler asks for a token if the environment has one, and never for Entra's."""
+        if "TOWLINE_SCHEDULER_ADDRESS" in self.plan.given:
+            return {}
+        has_token = any(os.environ.get(name) for name in _SCHEDULER_TOKENS)
+        return {"TOWLINE_SCHEDULER_CREDENTIAL": "token" if has_token else "none"}
 
     @property
     def parts(self) -> list[Part]:

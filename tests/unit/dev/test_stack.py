@@ -69,3 +69,27 @@ def test_how_to_reach_a_kafka_elsewhere_is_for_that_kafka_only(
         )
         assert environment["TOWLINE_KAFKA_BOOTSTRAP"] == stack.addresses["TOWLINE_KAFKA_BOOTSTRAP"]
         assert environment["TOWLINE_KAFKA_TOPIC_PREFIX"] == "mine."
+
+
+@pytest.mark.parametrize(
+    ("variables", "credential"),
+    [
+        ({"TOWLINE_SCHEDULER_CREDENTIAL": "azure"}, "none"),
+        ({"TOWLINE_SCHEDULER_TOKEN": "secret"}, "token"),
+        ({"TOWLINE_SCHEDULER_TOKEN_FILE": "/run/token"}, "token"),
+    ],
+)
+def test_roles_show_the_stacks_own_scheduler_what_it_asks_for(
+    variables: dict[str, str], credential: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    stack = Stack(StackPlan(data=tmp_path, app="none:none"))
+
+    for role in stack.roles:
+        assert (role.environment() or {})["TOWLINE_SCHEDULER_CREDENTIAL"] == credential
+    given = StackPlan(data=tmp_path, app="none:none", given={"TOWLINE_SCHEDULER_ADDRESS": "http://h:1"})
+    own = variables.get("TOWLINE_SCHEDULER_CREDENTIAL")
+    for role in Stack(given).roles:
+        assert (role.environment() or {}).get("TOWLINE_SCHEDULER_CREDENTIAL") == own
