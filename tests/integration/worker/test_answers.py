@@ -13,7 +13,7 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 from tests.integration.worker.test_stream import Listening, dispatching
 from tests.waiting import eventually_async
 
-from towline.testing.scripted import ScriptedChatClient
+from towline.testing.scripted import Reply, ScriptedChatClient, ToolCall
 from towline.worker.agents import ObservedAgent
 from towline.worker.app import App
 from towline.worker.worker import TowlineWorker
@@ -110,6 +110,33 @@ async def test_an_agent_whose_code_stops_its_own_task_has_failed_and_others_go_o
     assert "AgentStoppedError" in result.success.result.value
     (result,) = service.answers["untold"].results
     assert result.failure.failureDetails.errorType.endswith("AgentStoppedError")
+    assert "still here" in service.answers["after"].results[0].success.result.value
+
+
+class UnheardOfError(BaseException):
+    """No Exception, as the groups of cancel scopes are none."""
+
+
+@pytest.mark.parametrize(
+    "stop", [SystemExit(2), UnheardOfError(), BaseExceptionGroup("of tasks", [SystemExit(2)])], ids=repr
+)
+async def test_a_tool_that_exits_fails_its_turn_and_other_agents_go_on(stop: BaseException) -> None:
+    async def parses() -> str:
+        raise stop
+
+    client = ScriptedChatClient(Reply(tool_calls=(ToolCall("parses"), ToolCall("parses"))))
+
+    def set_up(worker: TowlineWorker) -> None:
+        agents = DurableAIAgentWorker(worker)
+        agents.add_agent(ObservedAgent(Agent(client=client, name="Breaks", tools=[parses]), "Breaks"))
+        agents.add_agent(agent_of("Echo", "still here"))
+
+    service = Listening(asks("Breaks", "broken", "run-1"))
+    async with dispatching(service, set_up=set_up):
+        await eventually_async(lambda: service.answers)
+        service.hand_out(asks("Echo", "after", "run-2"))
+        await eventually_async(lambda: "after" in service.answers)
+    assert "AgentStoppedError" in service.answers["broken"].results[0].success.result.value
     assert "still here" in service.answers["after"].results[0].success.result.value
 
 

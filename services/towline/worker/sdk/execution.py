@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import threading
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 from durabletask.entities import EntityInstanceId
 
 from towline.worker.stops import told
+
+_log = logging.getLogger(__name__)
 
 RUN_OPTION: Final = "towline"
 """Option of an agent call under which the host sends along which run and turn it belongs to."""
@@ -99,8 +103,31 @@ def call_of(request: Any) -> AgentCall | None:
 
 
 def agent_loop() -> asyncio.AbstractEventLoop:
-    """The one loop on which all agents of this process run: clients and credentials are bound to it."""
+    """The one loop on which all agents of this process run: clients and credentials are bound to it.
+
+    Unlike the SDK's own it goes on when a task on it raises SystemExit. Each call of a tool is a task of its
+    own, and so is what an agent's code gathers: no handler around the agent's turn is asked.
+    """
+    with _async_bridge._lock:  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        if _async_bridge._loop is None:  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=_run_lastingly, args=(loop,), name="agent-loop", daemon=True)
+            thread.start()
+            setattr(_async_bridge, "_loop", loop)  # noqa: B010 — no public name
+            setattr(_async_bridge, "_thread", thread)  # noqa: B010 — no public name
     return _async_bridge._ensure_loop()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+
+
+def _run_lastingly(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    while True:
+        try:
+            loop.run_forever()
+        except (SystemExit, KeyboardInterrupt):
+            # Its task has ended by it, and tells whoever awaits it; the others are where they were.
+            _log.exception("agent_task_exited")
+        else:
+            return
 
 
 def install_agent_wait(wait: Callable[[Any, Callable[[Any], Any]], Any]) -> None:
