@@ -13,8 +13,9 @@ import pytest
 from durabletask.task import when_any
 from tests.unit.worker.simulator import make_worker
 
-from towline.contracts.durable import RunEnvelope, wrap_input
-from towline.contracts.errors import PayloadTooLargeError
+from towline.contracts.durable import DECISION_EVENT, RaisedCommand, RunEnvelope, wrap_input
+from towline.contracts.errors import PayloadMissingError, PayloadTooLargeError
+from towline.contracts.payloads import PayloadReference
 from towline.worker.dispatcher import Keeper, KeeperOptions
 
 LONG_AGO, NOW = 0.0, 1_000.0
@@ -213,6 +214,23 @@ def test_an_error_that_can_not_be_described_fails_the_run(error: Exception) -> N
     failure = action.completeOrchestration.failureDetails
     assert type(error).__name__ in (failure.errorType, failure.innerFailure.errorType)
     assert turn.outbox[-1].event.type == "towline.run.failed.v1"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("text", [str(PayloadReference("0" * 64, 9)), "{not JSON", "[" * 100_000])
+def test_a_decision_that_can_not_be_read_does_not_keep_a_run_from_failing(text: str) -> None:
+    keeper, scheduler = make_keeper(steps), Scheduler("steps")
+    take_turn(keeper, scheduler)
+    unreadable = ph.new_event_raised_event(DECISION_EVENT, text)
+    decision = RaisedCommand(command_id="c-1", kind="decision", name="approval", approved=True)
+    readable = ph.new_event_raised_event(DECISION_EVENT, decision.model_dump_json())
+    scheduler.new += [unreadable, readable]
+    request = scheduler.request()
+    turn = keeper._worker.begin_turn(request)
+    keeper.fail(turn, request, "token", PayloadMissingError("it has expired"))
+    assert [said.event.id for said in turn.outbox] == [  # type: ignore[union-attr]
+        "run-1/approval/approval/refused/c-1",
+        "run-1/outcome",
+    ]
 
 
 def test_another_execution_of_the_instance_is_replayed() -> None:

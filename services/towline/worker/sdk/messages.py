@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from durabletask.payload.store import PayloadStore
 from google.protobuf import wrappers_pb2
 
 from towline.telemetry.spans import span_id_of
+
+_log = logging.getLogger(__name__)
 
 OrchestratorRequest = pb.OrchestratorRequest
 OrchestratorResponse = pb.OrchestratorResponse
@@ -47,10 +50,18 @@ def has_parent(started: pb.ExecutionStartedEvent) -> bool:
 
 
 def raised_events(request: pb.OrchestratorRequest, name: str) -> Iterator[Any]:
-    """Data of the external events called `name` that are new in this turn."""
+    """Data of the external events called `name` that are new in this turn, of those that can be read."""
     for event in request.newEvents:
         if event.HasField("eventRaised") and event.eventRaised.name.casefold() == name.casefold():
-            yield json_value(event.eventRaised.input.value)
+            try:
+                data = json_value(event.eventRaised.input.value)
+            except (ValueError, RecursionError):
+                # Data that is in a payload store no more, or what somebody else has raised at the scheduler.
+                _log.warning(
+                    "event_unreadable", extra={"instance_id": request.instanceId, "event_name": name}
+                )
+                continue
+            yield data
 
 
 def json_value(text: str | None) -> Any:
