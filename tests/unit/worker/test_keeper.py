@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Generator
 from contextvars import ContextVar
@@ -24,13 +25,16 @@ LONG_AGO, NOW = 0.0, 1_000.0
 class Scheduler:
     """Builds the requests of one instance whose code calls one activity after the other."""
 
-    def __init__(self, name: str, *, instance_id: str = "run-1", execution_id: str = "first") -> None:
+    def __init__(
+        self, name: str, *, instance_id: str = "run-1", execution_id: str = "first", native: bool = False
+    ) -> None:
         self.instance_id = instance_id
         self.execution_id = execution_id
         self.past: list[pb.HistoryEvent] = []
         self.second = 0
         envelope = RunEnvelope(run_id=instance_id, run_type=name)
-        started = ph.new_execution_started_event(name, instance_id, json.dumps(wrap_input(envelope, None)))
+        value = None if native else wrap_input(envelope, None)
+        started = ph.new_execution_started_event(name, instance_id, json.dumps(value))
         self.new = [self._turn_started(), started]
 
     def _turn_started(self) -> pb.HistoryEvent:
@@ -231,6 +235,33 @@ def test_a_decision_that_can_not_be_read_does_not_keep_a_run_from_failing(text: 
         "run-1/approval/approval/refused/c-1",
         "run-1/outcome",
     ]
+
+
+@pytest.mark.parametrize("stop", [SystemExit(2), asyncio.CancelledError()], ids=["exit", "cancel"])
+def test_code_that_is_no_generator_and_stops_its_host_has_failed(stop: BaseException) -> None:
+    def stops(_: Any, __: Any) -> Any:
+        raise stop
+
+    keeper, scheduler = make_keeper(stops), Scheduler("stops")
+    request = scheduler.request()
+    turn = keeper._worker.begin_turn(request)
+    (action,) = keeper.carry_out(turn, request, "token").answer.message.actions
+    assert action.completeOrchestration.orchestrationStatus == pb.ORCHESTRATION_STATUS_FAILED
+    assert turn.outbox[-1].event.type == "towline.run.failed.v1"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("stop", [SystemExit(2), asyncio.CancelledError()], ids=["exit", "cancel"])
+def test_code_that_stops_its_host_while_it_is_let_go_stops_nothing(stop: BaseException) -> None:
+    def clings(context: Any, _: Any) -> Generator[Any, Any, None]:
+        try:
+            yield context.call_activity("step", input=1)
+        finally:
+            raise stop
+
+    keeper, scheduler = make_keeper(clings), Scheduler("clings", native=True)
+    take_turn(keeper, scheduler)
+    keeper.expire(NOW + 1_000)
+    assert len(keeper) == 0
 
 
 def test_another_execution_of_the_instance_is_replayed() -> None:

@@ -26,6 +26,7 @@ import durabletask.internal.orchestrator_service_pb2 as pb
 from durabletask.internal import tracing
 from durabletask.worker import VersionFailureStrategy, _OrchestrationExecutor, _RuntimeOrchestrationContext
 
+from towline.worker.errors import WorkerError
 from towline.worker.sdk.execution import Answer, Worker
 from towline.worker.sdk.failures import failure_of
 from towline.worker.sdk.messages import started_event
@@ -110,7 +111,7 @@ class Orchestration:
                 generator.close()
             else:
                 self.variables.run(generator.close)
-        except Exception:  # noqa: BLE001 — code that does not let itself be closed; nobody waits for it
+        except BaseException:  # noqa: BLE001 — code that does not let itself be closed; nobody waits for it
             _log.debug("orchestration_close_failed", exc_info=True)
         release_context(self.context)
 
@@ -164,7 +165,10 @@ class Orchestration:
                 context.set_failed(error.error_details or error)
             elif strategy == VersionFailureStrategy.REJECT:
                 raise sdk_errors.AbandonOrchestrationError from error
-        except Exception as error:  # noqa: BLE001 — what the code raises fails the orchestration
+        except BaseException as raised:  # noqa: BLE001 — what the code raises fails the orchestration
+            # SystemExit of code that is no generator, say. Nothing is awaited here, so no CancelledError is
+            # a cancel of the host's task.
+            error = raised if isinstance(raised, Exception) else _as_exception(raised)
             # The SDK calls an output's end complete before it has written the output: what breaks there
             # (RecursionError, whatever a `to_json` raises) would leave it without an end.
             context._is_complete = context._is_complete and _has_end(context)
@@ -258,6 +262,12 @@ def carry_out(
         )
     turn_count = 0 if orchestration is None else orchestration.turn_count
     return Carried(turn_answer(response), orchestration, goes_on, turn_count)
+
+
+def _as_exception(stop: BaseException) -> WorkerError:
+    error = WorkerError(f"the orchestration raised {type(stop).__name__}")
+    error.__cause__ = stop
+    return error
 
 
 def _has_end(context: _RuntimeOrchestrationContext) -> bool:
