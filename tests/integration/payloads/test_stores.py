@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Generator
 from uuid import uuid4
 
@@ -12,7 +13,7 @@ from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
 
 from towline.contracts.errors import PayloadMissingError, PayloadStoreAwayError
-from towline.contracts.payloads import PayloadReference, PayloadStore, open_payload_store
+from towline.contracts.payloads import PayloadReference, PayloadStore, object_store, open_payload_store
 from towline.contracts.settings import PayloadSettings
 from towline.dev import ports
 
@@ -99,3 +100,14 @@ async def test_s3_without_its_bucket_or_without_a_server_is_away(monkeypatch: py
     async with opened("s3://towline/x") as store:
         with pytest.raises(PayloadStoreAwayError):
             await store.get(PayloadReference.of(DATA))
+
+
+@pytest.mark.usefixtures("s3_environment")
+async def test_s3_that_takes_too_long_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_store, "_TIMEOUT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        async with opened("s3://towline/x") as store:
+            for attempt in (store.put(DATA), store.get(PayloadReference.of(DATA))):
+                with pytest.raises(PayloadStoreAwayError, match="does not answer"):
+                    await attempt

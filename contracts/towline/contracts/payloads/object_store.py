@@ -59,8 +59,10 @@ class ObjectStoreBackend:
             async with asyncio.timeout(_TIMEOUT_S):
                 return await question
         except (BaseError, OSError) as error:
+            # A timeout says nothing.
+            problem = next(iter(str(error).splitlines()), type(error).__name__)
             raise PayloadStoreAwayError(
-                f"the payload store at {self.place} does not answer: {str(error).splitlines()[0]}"
+                f"the payload store at {self.place} does not answer: {problem}"
             ) from error
 
 
