@@ -151,6 +151,23 @@ async def test_old_payloads_are_swept_and_used_ones_are_kept(tmp_path: Path) -> 
         await store.get(old)
 
 
+async def test_what_else_is_in_the_folder_is_never_swept(tmp_path: Path) -> None:
+    others = [
+        tmp_path / "scheduler" / "hub.db",
+        tmp_path / "ab" / "notes.txt",
+        tmp_path / "kafka" / "log" / "0",
+    ]
+    for other in others:
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.write_text("somebody's")
+    backend = FolderBackend(tmp_path, retention_s=100)
+    await PayloadStore(backend, max_bytes=10_000).put(b"old")
+    (tmp_path / "ab" / ".new-left-behind").touch()
+    make_older(tmp_path, by_s=200)
+    assert await backend.sweep() == 2, "the payload, and what a writer that died has left"
+    assert [other.read_text() for other in others] == ["somebody's"] * 3
+
+
 @pytest.mark.parametrize(
     ("url", "problem"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from towline.contracts.errors import PayloadStoreAwayError
 
 _T = TypeVar("_T")
 _SUFFIX: Final = ".gz"
+_UNFINISHED: Final = ".new-"
+_OURS: Final = re.compile(rf"[0-9a-f]{{64}}{re.escape(_SUFFIX)}|{re.escape(_UNFINISHED)}.*", re.ASCII)
 
 
 class FolderBackend:
@@ -58,7 +61,7 @@ class FolderBackend:
                 os.utime(path)
                 return
         # Whoever follows a reference after a power cut must find all of it: file, then its name.
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as new:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_UNFINISHED, delete=False) as new:
             try:
                 new.write(stored)
                 new.flush()
@@ -92,7 +95,10 @@ class FolderBackend:
     def _sweep(self) -> int:
         oldest = time.time() - self._retention_s
         count = 0
-        for path in self._root.glob("*/*"):
+        # What else is below the folder is somebody's: it may have been given whole, a database beside it.
+        for path in self._root.glob("[0-9a-f][0-9a-f]/*"):
+            if not _OURS.fullmatch(path.name):
+                continue
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < oldest:
                     path.unlink()
