@@ -108,10 +108,16 @@ class Supervisor:
             await asyncio.wait({stopping}, timeout=wait_s)
             stopping.cancel()
 
-    async def _run_once(self, number: int) -> int:
-        child = self._children[number] = await asyncio.create_subprocess_exec(
-            *self.plan.command(number), stdin=asyncio.subprocess.PIPE, env=self.plan.environment(number)
-        )
+    async def _run_once(self, number: int) -> int | None:
+        """The child's exit code; None if it could not be started."""
+        try:
+            child = self._children[number] = await asyncio.create_subprocess_exec(
+                *self.plan.command(number), stdin=asyncio.subprocess.PIPE, env=self.plan.environment(number)
+            )
+        except OSError as error:
+            # There is no memory for another process just now, say. The others are not to stop for it.
+            _log.warning("worker_process_not_started", extra={"number": number, "error": str(error)})
+            return None
         try:
             if self._stopping.is_set():
                 _terminate(child)

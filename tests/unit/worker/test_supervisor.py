@@ -6,8 +6,9 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from tests.waiting import PATIENCE_S, eventually_async
@@ -122,3 +123,20 @@ def test_a_child_that_does_not_answer_is_not_ready(tmp_path: Path) -> None:
     problem = Supervisor(plan(tmp_path)).ready()
     assert problem is not None
     assert "127.0.0.1:9" in problem
+
+
+async def test_a_child_that_can_not_be_started_is_tried_again_and_the_others_go_on(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    usual = plan(tmp_path)
+
+    def command(number: int) -> Sequence[str]:
+        # The second one's interpreter is not there yet, as a fork may find no memory.
+        return usual.command(number) if number == 1 else (str(python), *usual.command(number)[1:])
+
+    async with running(Supervisor(replace(usual, command=command))) as task:
+        await eventually_async(lambda: pid(tmp_path, 1))
+        first = pid(tmp_path, 1)
+        python.symlink_to(sys.executable)
+        await eventually_async(lambda: task.done() or pid(tmp_path, 2))
+        assert not task.done()
+        assert is_alive(first)
