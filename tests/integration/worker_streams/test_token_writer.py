@@ -137,6 +137,29 @@ def test_a_redis_that_is_busy_while_nothing_is_said_ends_no_stream(
     assert assemble(entries(valkey)).turns == {"1": "Roses are red"}
 
 
+def test_a_full_redis_that_wraps_its_errors_is_waited_for(
+    valkey: Valkey, new_writer: Callable[..., TokenWriter]
+) -> None:
+    # Redis before 7 (Azure Cache has 6) tells an error of a command in a script so, with no code of its own.
+    wrapped = (
+        "ERR Error running script (call to f_1): @user_script:9: @user_script: 9: "
+        "-OOM command not allowed when used memory > 'maxmemory'."
+    )
+    refuses = f'if redis.call("EXISTS", "full") == 1 then return redis.error_reply("{wrapped}") end\n'
+    writer = new_writer()
+    writer._script = refuses + writer._script
+    with redis.Redis(port=valkey.port) as client:
+        client.set("full", 1)
+        turn = writer.open(RUN, 1, "Poet")
+        turn.write("Roses ")
+        eventually(lambda: writer.away, "it has been refused")
+        client.delete("full")
+    turn.write("are red")
+    turn.finish("Roses are red")
+    assert writer.drain(5)
+    assert assemble(entries(valkey)).turns == {"1": "Roses are red"}
+
+
 @contextmanager
 def busy(valkey: Valkey) -> Generator[None]:
     """While the block runs, Valkey answers others that it is busy with a script."""

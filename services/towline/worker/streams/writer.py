@@ -8,6 +8,7 @@ trouble alone: it tries again with backoff while the ledger keeps (bounded) what
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 import uuid
@@ -43,6 +44,8 @@ _AWAY_ERRORS: Final = (
     OSError,
 )
 _AWAY_CODES: Final = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "BUSY ")
+_WRAPPED: Final = re.compile(r"Error running script .*: -(OOM|MISCONF|READONLY|NOREPLICAS) ", re.DOTALL)
+"""How Redis before 7 tells what a command in a script was refused for."""
 
 
 class TurnStream:
@@ -292,8 +295,10 @@ class TokenWriter:
 
 def _is_away(answer: Any) -> TypeGuard[Exception]:
     """Whether Redis was not reached, or says that it will do later what it does not do now."""
-    refused = isinstance(answer, redis.ResponseError) and str(answer).startswith(_AWAY_CODES)
-    return refused or isinstance(answer, _AWAY_ERRORS)
+    if not isinstance(answer, redis.ResponseError):
+        return isinstance(answer, _AWAY_ERRORS)
+    told = str(answer)
+    return isinstance(answer, _AWAY_ERRORS) or told.startswith(_AWAY_CODES) or bool(_WRAPPED.match(told))
 
 
 def _answer(raw: list[Any]) -> Answer:
