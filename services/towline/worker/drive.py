@@ -86,20 +86,25 @@ class _Drive:
         try:
             while True:
                 yielded = self._carry_on(step)
-                if self._context.next_generation is not None:
+                if self._continues:
                     self._code.close()
                     return self._continue_as_new()
                 if not isinstance(cast("object", yielded), task.Task):
                     raise TypeError("The orchestrator generator yielded a non-Task object")
                 step = yield from self._wait_for(yielded)
         except StopIteration as stopped:
-            if self._context.next_generation is not None:
+            if self._continues:
                 return self._continue_as_new()
             if self._run.cancel is not None:
                 raise self._cancelled() from None
             return stopped.value
         except RunCancelled:
             raise self._cancelled() from None
+
+    @property
+    def _continues(self) -> bool:
+        """Whether another generation follows. Not once the run is cancelled: that would undo the cancel."""
+        return self._context.next_generation is not None and self._run.cancel is None
 
     def _carry_on(self, step: _Step) -> task.Task[Any]:
         try:

@@ -24,6 +24,7 @@ from tests.unit.worker.simulator import (
     told,
 )
 
+from towline.contracts import events as told_events
 from towline.contracts.durable import RunEnvelope, unwrap_input
 from towline.contracts.events import RunCompleted, RunFailed
 from towline.worker.errors import AgentRunError, RunCancelled
@@ -405,6 +406,21 @@ def test_continue_as_new_keeps_identity_counters_and_unanswered_decisions() -> N
     outcome = events(said)[-1].data
     assert isinstance(outcome, RunCompleted)
     assert outcome.started_at == START
+
+
+def catches(ctx: task.OrchestrationContext, _: Any) -> Any:
+    try:
+        yield ctx.wait_for_external_event("item")
+    except RunCancelled:
+        ctx.continue_as_new("again")
+
+
+def test_a_run_that_is_cancelled_does_not_continue_as_new() -> None:
+    run = Simulator.of(catches)
+    run.start()
+    outcome = events(run.turn(cancel("enough")))[-1].data
+    assert isinstance(outcome, told_events.RunCancelled)
+    assert outcome.reason == "enough"
 
 
 def forgetful(ctx: task.OrchestrationContext, left: int) -> Any:
