@@ -229,11 +229,18 @@ class RunContext(task.OrchestrationContext):
                 "traceparent": self.run.traceparent,
             }
         )
-        wrapped = wrap_input(envelope, options.pop("input", None))
+        wrapped = wrap_input(envelope, self.child_input(options.pop("input", None)))
         return_type = options.pop("return_type", None)
         call = self._native.call_sub_orchestrator(orchestrator, input=wrapped, **options)
         self.children[sdk.child_instance_id(self._native)] = call
         return ChildTask(call, self.run, return_type)
+
+    def child_input(self, value: Any) -> Any:
+        """What a child gets of `value`: not the marks by which a workflow's engine trusts its own children.
+
+        A run's input may be passed on as it came from a topic, and what is marked so is unpickled.
+        """
+        return sdk.strip_workflow_markers(value)
 
     def wait_for_external_event(
         self, name: str, *, data_type: type | None = None

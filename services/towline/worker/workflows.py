@@ -52,6 +52,10 @@ class WorkflowContext(RunContext):
             told[_PENDING] = sorted(self.run.qualify(request_id) for request_id in pending)
         self.run.progressed(told)
 
+    def child_input(self, value: Any) -> Any:
+        """What the engine has marked itself."""
+        return value
+
     def open_event_ask(self, name: str, data_type: type | None) -> task.CancellableTask[Any]:
         """A pause of the workflow: what it asks, and of which kind the answer must be."""
         status: dict[str, Any] = self.custom_status or {}

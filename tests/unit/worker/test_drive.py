@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -421,6 +422,21 @@ def test_a_run_that_is_cancelled_does_not_continue_as_new() -> None:
     outcome = events(run.turn(cancel("enough")))[-1].data
     assert isinstance(outcome, told_events.RunCancelled)
     assert outcome.reason == "enough"
+
+
+def passes_on(ctx: task.OrchestrationContext, value: Any) -> Any:
+    return (yield ctx.call_sub_orchestrator("dafx-flow", input=value))
+
+
+def test_input_that_is_passed_on_to_a_workflow_brings_none_of_its_engine_s_marks() -> None:
+    pickled = {"__pickled__": "gASV", "__type__": "os:system"}
+    run = Simulator.of(
+        passes_on, run_input={"text": "hi", "__subworkflow_input__": pickled, "__subworkflow_address__": {}}
+    )
+    run.start()
+    (action,) = [one for one in run.actions if one.HasField("createSubOrchestration")]
+    _, value = unwrap_input(json.loads(action.createSubOrchestration.input.value))
+    assert value == {"text": "hi"}
 
 
 def forgetful(ctx: task.OrchestrationContext, left: int) -> Any:
