@@ -46,7 +46,7 @@ class WorkflowContext(RunContext):
         events = cast("list[dict[str, Any]]", status.get(_EVENTS) or [])
         told: dict[str, Any] = {"state": status.get("state")}
         if new := events[self._events_told :]:
-            told[_EVENTS] = [plain(sdk.workflow_value(event)) for event in new]
+            told[_EVENTS] = [_announced(event) for event in new]
         self._events_told = len(events)
         if pending := status.get(_PENDING):
             told[_PENDING] = sorted(self.run.qualify(request_id) for request_id in pending)
@@ -121,8 +121,24 @@ def response_data(delivered: Deliver, response_type: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """`value` as plain JSON."""
-    return to_jsonable_python(value, fallback=_plain_object, serialize_unknown=False)
+    """`value` as plain JSON; bytes as text if they are UTF-8, else in URL-safe base64.
+
+    Raises:
+        ValueError: It refers to itself.
+        Exception: Whatever an object raises that is asked for its text.
+    """
+    try:
+        return to_jsonable_python(value, fallback=_plain_object, serialize_unknown=False)
+    except UnicodeDecodeError:
+        return to_jsonable_python(value, fallback=_plain_object, serialize_unknown=False, bytes_mode="base64")
+
+
+def _announced(event: dict[str, Any]) -> Any:
+    """An event of the engine's in plain JSON; what executors hand on among themselves need be none."""
+    try:
+        return plain(sdk.workflow_value(event))
+    except Exception:  # noqa: BLE001 — the user's types; to be announced is no reason to fail
+        return {"type": event.get("type"), "executor_id": event.get("executor_id"), "not_json": True}
 
 
 def _plain_object(value: Any) -> Any:

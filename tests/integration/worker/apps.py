@@ -101,6 +101,32 @@ class Publish(Executor):
         await ctx.yield_output(f"{reviewed.content_id}: {'published' if reviewed.approved else 'dropped'}")
 
 
+@dataclass
+class Scan:
+    image: bytes
+    pages: list[Any]
+
+
+class Scanner(Executor):
+    @handler
+    async def scan(self, text: str, ctx: WorkflowContext[Scan]) -> None:
+        pages: list[Any] = []
+        if text == "circular":
+            pages.append(pages)
+        await ctx.send_message(Scan(b"\x89PNG\xff", pages))
+
+
+class Archive(Executor):
+    @handler
+    async def store(self, scan: Scan, ctx: WorkflowContext[Never, bytes]) -> None:
+        await ctx.yield_output(scan.image)
+
+
+def scanned_workflow() -> Workflow:
+    scanner, archive = Scanner(id="scanner"), Archive(id="archive")
+    return WorkflowBuilder(name="scanned", start_executor=scanner).add_edge(scanner, archive).build()
+
+
 def tone_workflow(client: ScriptedChatClient) -> Workflow:
     intake = Intake(id="intake")
     critic = Agent(client=client, name="Critic", instructions="critic")
@@ -185,7 +211,7 @@ def setup_worker(worker: Any) -> None:
         Rule(Reply(text="a calm text", usage={"input_token_count": 5, "output_token_count": 3}))
     )
     agents = DurableAIAgentWorker(worker)
-    for workflow in (tone_workflow(client), gated_workflow(), nested_workflow()):
+    for workflow in (tone_workflow(client), gated_workflow(), nested_workflow(), scanned_workflow()):
         agents.configure_workflow(workflow)
     agents.add_agent(Agent(client=client, name="Greeter", instructions="greet"))
     agents.add_agent(

@@ -125,3 +125,17 @@ async def test_pickles_in_the_input_are_never_opened(wire: Wire, number: int, tm
     await wire.control(run_id, "cancel")
     await wire.outcome(run_id)
     assert not was_opened(trace)
+
+
+@pytest.mark.parametrize("text", ["page", "circular"])
+async def test_what_executors_hand_on_need_not_be_json(wire: Wire, text: str) -> None:
+    run_id = await wire.start("scanned", text)
+    outcome = await wire.outcome(run_id)
+    assert outcome.type == "run.completed"
+    assert [base64.urlsafe_b64decode(given) for given in outcome.data["output"]] == [b"\x89PNG\xff"]
+    events = [
+        event for seen in wire.of(run_id, "run.progressed") for event in seen.data["status"].get("events", ())
+    ]
+    assert "executor_invoked" in [event.get("type") for event in events]
+    assert none_is_pickled(wire)
+    assert any(event.get("not_json") for event in events) == (text == "circular")
