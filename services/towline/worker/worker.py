@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import grpc
 from durabletask import task
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 
 from towline.contracts import ids
 from towline.contracts.durable import DECISION_EVENT, RaisedCommand, RunEnvelope, unwrap_input
-from towline.contracts.errors import PayloadMissingError
+from towline.contracts.errors import PayloadStoreAwayError
 from towline.contracts.events import ApprovalRefused, Event
 from towline.contracts.payload_reference import is_reference
 from towline.contracts.tracing import tracing_is_on
@@ -33,6 +34,7 @@ from towline.worker.run import Run
 from towline.worker.turn import Publish, RaiseOn, Turn, active
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 _TOWLINE_EVENTS: Final = "towline."
 
 
@@ -112,10 +114,11 @@ class TowlineWorker(DurableTaskSchedulerWorker):
         turn = self.begin_turn(req)
         recorder = _Recorder(stub)
         with active(turn):
-            try:
-                super()._execute_orchestrator(req, recorder, token)
-            except PayloadMissingError as error:
-                recorder.response = sdk.failed_turn(req, token, error)
+            failed = _contained(
+                partial(super()._execute_orchestrator, req, recorder, token),
+                partial(sdk.failed_turn, req, token),
+            )
+            recorder.response = failed or recorder.response
         response = recorder.response
         if response is None:
             return  # The SDK has abandoned it: another worker's version.
@@ -134,6 +137,16 @@ class TowlineWorker(DurableTaskSchedulerWorker):
             _log.warning(
                 "turn_not_reported", extra={"instance_id": req.instanceId, "error": _rpc_text(error)}
             )
+
+    def _execute_activity(self, req: Any, stub: Any, completionToken: Any) -> None:  # noqa: N803 — the SDK's names
+        execute = partial(super()._execute_activity, req, stub, completionToken)
+        _report(stub, _contained(execute, partial(sdk.failed_activity, req, completionToken)))
+
+    def _execute_entity_batch(self, req: Any, stub: Any, completionToken: Any) -> Any:  # noqa: N803 — the SDK's names
+        execute = partial(super()._execute_entity_batch, req, stub, completionToken)
+        failed = _contained(execute, partial(sdk.failed_batch, req, completionToken))
+        _report(stub, failed)
+        return None if failed is None else failed.message
 
     def now(self) -> datetime:
         """The time."""
@@ -220,6 +233,34 @@ class TowlineWorker(DurableTaskSchedulerWorker):
                 )
             )
         )
+
+
+def _contained(execute: Callable[[], object], failed: Callable[[Exception], T]) -> T | None:
+    """`execute`, one of the SDK's executors, which answer themselves; what `failed` answers if it raises.
+
+    Raises:
+        PayloadStoreAwayError: So that the item is handed out again.
+    """
+
+    def answered() -> None:
+        execute()
+
+    def failed_by(error: Exception) -> T:
+        if isinstance(error, PayloadStoreAwayError | TimeoutError):
+            raise error
+        return failed(error)
+
+    return sdk.contained(answered, failed_by)
+
+
+def _report(stub: Any, failed: sdk.Answer | None) -> None:
+    if failed is None:
+        return
+    try:
+        getattr(stub, failed.method)(failed.message)
+    except grpc.RpcError as error:
+        # The lease runs out, and the item is handed out again.
+        _log.warning("item_not_reported", extra={"method": failed.method, "error": _rpc_text(error)})
 
 
 def _envelope_of(request: sdk.OrchestratorRequest) -> RunEnvelope | None:

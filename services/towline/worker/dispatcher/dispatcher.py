@@ -314,11 +314,7 @@ class Dispatcher:
 
     async def _activity(self, request: Any, token: str, connection: Connection) -> None:
         instruments.bind_activity(request)
-        execute = partial(
-            sdk.contained,
-            partial(sdk.execute_activity, self._worker, request, token),
-            partial(sdk.failed_activity, request, token),
-        )
+        execute = partial(sdk.execute_activity, self._worker, request, token)
         try:
             await self._payloads.fetch(request)
             answer = await asyncio.get_running_loop().run_in_executor(
@@ -349,11 +345,7 @@ class Dispatcher:
                 del self._batches[instance_id]
 
     async def _execute_batch(self, request: Any, token: str) -> sdk.Answer:
-        execute = partial(
-            sdk.contained,
-            partial(sdk.execute_entity_batch, self._worker, request, token),
-            partial(sdk.failed_batch, request, token),
-        )
+        execute = partial(sdk.execute_entity_batch, self._worker, request, token)
         if sdk.is_agent_entity(self._worker, request.instanceId):
             return await self._agent_batch(request, execute)
         return await asyncio.get_running_loop().run_in_executor(self._threads, execute)

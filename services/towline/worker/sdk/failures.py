@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import durabletask.internal.orchestrator_service_pb2 as pb
 from durabletask.internal import helpers
@@ -16,9 +16,11 @@ from towline.worker.sdk.execution import Answer
 
 _log = logging.getLogger(__name__)
 _CAUSES_MAX: Final = 10
+A = TypeVar("A")
+B = TypeVar("B")
 
 
-def contained(execute: Callable[[], Answer], failed: Callable[[Exception], Answer]) -> Answer:
+def contained(execute: Callable[[], A], failed: Callable[[Exception], B]) -> A | B:
     """What `execute` answers; if it raises instead, what `failed` makes of that.
 
     The SDK's executors answer for what the user's code raises, with two exceptions: errors that they can't
