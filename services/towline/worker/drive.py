@@ -8,10 +8,12 @@ turn's outbox.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from durabletask import task
+from pydantic import BaseModel, ValidationError
 
 from towline.contracts.durable import (
     CANCEL_EVENT,
@@ -27,6 +29,9 @@ from towline.worker.asks import parts
 from towline.worker.context import AgentTurnTask, RunContext
 from towline.worker.errors import RunCancelled, RunCancelledError, WorkerError
 from towline.worker.retries import RetriedTask
+
+M = TypeVar("M", bound=BaseModel)
+_log = logging.getLogger(__name__)
 
 UserCode: TypeAlias = Generator[task.Task[Any], Any, Any]
 _Step: TypeAlias = Callable[[UserCode], task.Task[Any]]
@@ -121,8 +126,8 @@ class _Drive:
         self._asks.before_wait(yielded)
         while True:
             self._take_mail()
-            if self._run.cancel is None and (cancels := self._cancels.take()):
-                command = CancelCommand.model_validate(cancels[0])
+            if self._run.cancel is None and (cancels := self._read(self._cancels, CancelCommand)):
+                command = cancels[0]
                 self._run.cancelled(command)
                 self._cancel_children()
                 self._context.retries.give_up()
@@ -147,10 +152,21 @@ class _Drive:
     def _take_mail(self) -> None:
         self._asks.settle()
         self._context.retries.settle(self._context.retry_timer)
-        for notice in self._notices.take():
-            self._asks.child_ask(ChildAsk.model_validate(notice))
-        for command in self._decisions.take():
-            self._asks.receive(RaisedCommand.model_validate(command))
+        for notice in self._read(self._notices, ChildAsk):
+            self._asks.child_ask(notice)
+        for command in self._read(self._decisions, RaisedCommand):
+            self._asks.receive(command)
+
+    def _read(self, mailbox: Mailbox, kind: type[M]) -> list[M]:
+        """The mail that has come. What is none (anybody may raise events at the scheduler) is passed over."""
+        mail: list[M] = []
+        for data in mailbox.take():
+            try:
+                mail.append(kind.model_validate(data))
+            except ValidationError:
+                if not self._run.native.is_replaying:
+                    _log.warning("mail_unreadable", exc_info=True, extra={"kind": kind.__name__})
+        return mail
 
     def _resumption(self, yielded: task.Task[Any]) -> _Step:
         if yielded.is_failed:

@@ -409,6 +409,16 @@ def test_continue_as_new_keeps_identity_counters_and_unanswered_decisions() -> N
     assert outcome.started_at == START
 
 
+@pytest.mark.parametrize("name", ["towline.decision", "towline.cancel", "towline.ask"])
+@pytest.mark.parametrize("data", [None, "now", {"what": 1}])
+def test_mail_of_the_host_s_that_is_none_is_passed_over(name: str, data: Any) -> None:
+    run = Simulator.of(generations, run_input=0)
+    run.start()
+    assert run.turn(raised(name, data)) == []
+    run.turn(event("item", "first", "e1"))
+    assert run.result == "first"
+
+
 def catches(ctx: task.OrchestrationContext, _: Any) -> Any:
     try:
         yield ctx.wait_for_external_event("item")
