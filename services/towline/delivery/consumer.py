@@ -190,8 +190,29 @@ class Consumer(Generic[MessageT]):
             self._pace.note(now=time.monotonic())
         for partition, records in batches.items():
             if partition in self._assigned:
+                self._begin_anew_if_back(partition, records[0].offset)
                 self.processor.admit(partition, records, fence=self._fence(client, partition))
         self.processor.pump()
+
+    def _begin_anew_if_back(self, partition: TopicPartition, offset: int) -> None:
+        """A topic that was made anew, or a log that lost its end, is read from its beginning by aiokafka."""
+        if not self.processor.lanes.goes_back(partition, offset):
+            return
+        logger.error(
+            "log_went_back",
+            extra={
+                "group": self.options.group_id,
+                "topic": partition.topic,
+                "partition": partition.partition,
+                "offset": offset,
+                "did": "read it from there; what is gone from it and was not begun is not handled",
+            },
+        )
+        # The old offsets mean nothing any more: what still runs of them may end, and moves no position.
+        self.processor.lanes.revoke((partition,))
+        self.processor.lanes.assign((partition,))
+        self._committed.pop(partition, None)
+        self._fences.pop(partition, None)
 
     def _fence(self, client: GroupMember, partition: TopicPartition) -> tuple[int, float] | None:
         """The partition's end at the first fetch after it became ours, and the time then."""

@@ -42,9 +42,11 @@ class Limits:
 class OffsetTracker:
     """The unfinished offsets of one partition, and the offset to commit."""
 
-    __slots__ = ("_finished", "_open", "_position")
+    __slots__ = ("_finished", "_open", "_position", "last_offset")
 
     def __init__(self) -> None:
+        self.last_offset = -1
+        """The highest that was ever admitted."""
         self._open: deque[int] = deque()
         self._finished: set[int] = set()
         self._position: int | None = None
@@ -55,6 +57,7 @@ class OffsetTracker:
             msg = f"offset {offset} after {self._open[-1]}"
             raise ValueError(msg)
         self._open.append(offset)
+        self.last_offset = offset
 
     def finish(self, offset: int) -> None:
         """Mark `offset` as finished and move the position as far as it goes."""
@@ -179,6 +182,10 @@ class Lanes(Generic[PartitionT, ItemT]):
             self._held_bytes -= partition.held_bytes
             partition.held_bytes = 0
             del self._partitions[partition.id]
+
+    def goes_back(self, partition: PartitionT, offset: int) -> bool:
+        """Whether a record of that offset lies before one that was admitted: the log is not what it was."""
+        return offset <= self._partitions[partition].offsets.last_offset
 
     def running_count(self, partitions: Iterable[PartitionT] | None = None) -> int:
         """Records being handled, of `partitions` or in all (those of revoked partitions included)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,6 +267,38 @@ async def test_a_full_partition_pauses_and_a_slow_lane_holds_up_nobody_else(kafk
         assert consumer.processor.lanes.held_count() == 50
         gate.set()
         await eventually_async(lambda: len(handled) == KEYS * 50)
+
+
+@pytest.mark.slow
+async def test_a_log_that_lost_its_end_is_read_from_its_beginning_while_old_records_are_open(tmp_path):
+    gate, handled, fenced = asyncio.Event(), [], []
+
+    async def handle(delivery):
+        if delivery.record.key == b"key-0" and delivery.message == 0:
+            await gate.wait()
+        handled.append((delivery.record.key, delivery.message))
+        fenced.append(delivery.assigned_at is not None)
+        return DONE
+
+    with KafkaPart(data=tmp_path / "kafka") as part:
+        topic = await make_topic(part.bootstrap, partitions=1)
+        async with consuming(part.bootstrap, topic, handle, session_timeout_s=60) as consumer:
+            await publish(part.bootstrap, topic, range(4))
+            await eventually_async(lambda: len(handled) == (KEYS - 1) * 4)
+            await asyncio.to_thread(part.kill)
+            (log,) = (tmp_path / "kafka").rglob(f"{topic}-0")
+            shutil.rmtree(log)
+            await asyncio.to_thread(part.start)
+            handled.clear()
+            fenced.clear()
+            await publish(part.bootstrap, topic, range(10, 12))
+            await eventually_async(lambda: len(handled) == KEYS * 2)
+            assert any(fenced), "what was published before may have been handled before"
+            gate.set()
+            await eventually_async(
+                lambda: list(consumer.processor.lanes.next_offsets().values()) == [KEYS * 2]
+            )
+            assert (b"key-0", 1) not in handled
 
 
 async def test_a_poison_record_stops_neither_its_partition_nor_its_key(kafka):
