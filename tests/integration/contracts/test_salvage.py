@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from tests.integration.contracts.raw import raw_producer, write_unreadable
 
-from towline.contracts import DecodeError, KafkaSettings, decode
+from towline.contracts import DecodeError, KafkaSettings, decode, salvage
+from towline.contracts.kafka import ensure_topics
 from towline.contracts.salvage import TolerantConsumer
+from towline.dev import KafkaPart
 
 
 async def test_aiokafka_still_needs_it(kafka_settings: KafkaSettings) -> None:
@@ -67,3 +72,50 @@ async def test_every_readable_record_comes_once_in_order(
         await consumer.stop()
     assert seen == wanted
     assert refused == 8
+
+
+@pytest.mark.slow
+async def test_a_batch_spoilt_on_disk_holds_its_partition_alone_until_it_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(salvage, "_RETRY_S", 0.5)
+    with KafkaPart(data=tmp_path / "kafka") as part:
+        settings = KafkaSettings(bootstrap=part.bootstrap)
+        await ensure_topics(settings)
+        topic = settings.topics.runs
+        async with raw_producer(settings) as raw:
+            for number in range(3):
+                for partition in range(3):
+                    await raw.send_and_wait(topic, b"value-%d" % number, partition=partition)
+        (file,) = (tmp_path / "kafka").rglob(f"{topic}-1/00000000000000000000.log")
+        written = file.read_bytes()
+        with file.open("r+b") as log:
+            log.seek(written.index(b"value-1"))
+            log.write(b"VALUE")
+        partitions = [TopicPartition(topic, number) for number in range(3)]
+        seen: dict[int, list[int]] = {number: [] for number in range(3)}
+        consumer = TolerantConsumer(bootstrap_servers=part.bootstrap)
+        await consumer.start()
+
+        async def read_until(counts: dict[int, int]) -> None:
+            while {number: len(offsets) for number, offsets in seen.items()} != counts:
+                for partition, records in (await consumer.getmany(timeout_ms=100)).items():
+                    seen[partition.partition] += [record.offset for record in records]
+
+        try:
+            consumer.assign(partitions)
+            for partition in partitions:
+                consumer.seek(partition, 0)
+            await read_until({0: 3, 1: 1, 2: 3})
+            async with raw_producer(settings) as raw:
+                await raw.send_and_wait(topic, b"value-3", partition=0)
+            await read_until({0: 4, 1: 1, 2: 3})
+            with file.open("r+b") as log:
+                log.seek(written.index(b"value-1"))
+                log.write(b"value")
+            await read_until({0: 4, 1: 3, 2: 3})
+        finally:
+            await consumer.stop()
+    assert seen == {0: [0, 1, 2, 3], 1: [0, 1, 2], 2: [0, 1, 2]}
+    lines = [record for record in caplog.records if record.message == "batch_unreadable"]
+    assert {(line.levelno, line.partition, line.offset) for line in lines} == {(logging.ERROR, 1, 1)}
