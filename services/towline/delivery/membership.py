@@ -108,6 +108,8 @@ def group_member(
         client_id=f"towline-{group_id}",
         enable_auto_commit=False,
         auto_offset_reset="earliest",
+        # Publishers may use transactions: what they take back was never asked for.
+        isolation_level="read_committed",
         # Eager: each rebalance takes everything away first. aiokafka has no cooperative protocol.
         partition_assignment_strategy=(RangePartitionAssignor,),
         session_timeout_ms=int(session_timeout_s * 1000),

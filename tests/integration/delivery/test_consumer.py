@@ -301,6 +301,26 @@ async def test_a_log_that_lost_its_end_is_read_from_its_beginning_while_old_reco
             assert (b"key-0", 1) not in handled
 
 
+async def test_what_a_publisher_has_taken_back_with_its_transaction_is_not_handled(kafka):
+    topic = await make_topic(kafka, partitions=1)
+    handled = []
+
+    async def handle(delivery):
+        handled.append(delivery.message)
+        return DONE
+
+    producer = AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=f"t-{topic}")
+    await producer.start()
+    async with consuming(kafka, topic, handle):
+        for number, keep in enumerate([True, False, True, False, True]):
+            await producer.begin_transaction()
+            await producer.send_and_wait(topic, key=b"key-0", value=str(number).encode())
+            await (producer.commit_transaction() if keep else producer.abort_transaction())
+        await eventually_async(lambda: 4 in handled)
+        await producer.stop()
+    assert handled == [0, 2, 4]
+
+
 async def test_a_poison_record_stops_neither_its_partition_nor_its_key(kafka):
     topic = await make_topic(kafka, partitions=1)
     letters, handled = [], []
