@@ -40,6 +40,9 @@ TIME: Final = f"{DEAD_LETTER_PREFIX}time"
 VALUE_LEFT_OUT: Final = f"{DEAD_LETTER_PREFIX}value_left_out"
 """Size of a value too large for the dead letters' topic: it is still at the origin, until retention."""
 _ERROR_MAX_LENGTH: Final = 2_000
+_TELLING: Final = ("ce_id", "ce_source", "ce_type", "ce_subject")
+_TELLING_MAX_BYTES: Final = 1_000
+"""Of a key, or of one of these headers, in a letter that is too large without its value too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,25 @@ class DeadLetterWriter:
         except EncodeError:
             logger.warning("dead_letter_value_left_out", extra={"origin": str(origin)})
             size = str(len(record.value or b"")).encode()
-            await self._send(Record(record.key, None, (*headers, (VALUE_LEFT_OUT, size))), origin)
+            headers = (*headers, (VALUE_LEFT_OUT, size))
+            try:
+                await self._send(Record(record.key, None, headers), origin)
+            except EncodeError:
+                # Tried again it would hold its partition for ever.
+                logger.warning("dead_letter_key_and_headers_left_out", extra={"origin": str(origin)})
+                await self._send(_shortest(record, headers), origin)
 
     async def _send(self, record: Record, origin: Origin) -> None:
         await self._producer.send_record(self._topic, record, name=f"dead letter of {origin}")
+
+
+def _shortest(record: KafkaRecord, headers: Headers) -> Record:
+    """Our own headers, and of key and headers what tells which event it was and is short."""
+    key = record.key if _is_short(record.key) else None
+    known = {name: value for name, value in headers if name in _TELLING and _is_short(value)}
+    own = tuple((name, value) for name, value in headers if name.startswith(DEAD_LETTER_PREFIX))
+    return Record(key, None, (*known.items(), *own))
+
+
+def _is_short(value: bytes | None) -> bool:
+    return len(value or b"") <= _TELLING_MAX_BYTES

@@ -134,3 +134,25 @@ async def test_mistakes_get_one_line_that_names_the_fix(towline, letters):
         assert code == 1
         assert expected in text
         assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("where", ["key", "headers"])
+async def test_a_record_with_a_key_or_headers_too_large_for_the_dead_letters_is_put_aside_without(
+    towline, kafka_settings, where
+):
+    huge = b"x" * 3_000_000
+    original = record(
+        4,
+        topic=kafka_settings.topics.runs,
+        key=huge if where == "key" else b"r-1",
+        headers=(("ce_id", b"e-4"), *((("huge", huge),) if where == "headers" else ())),
+    )
+    async with EventProducer(kafka_settings, max_record_bytes=8_000_000) as producer:
+        write = DeadLetterWriter(producer, kafka_settings.topics.dead_letters)
+        await write(original, DeadLetter("no_headers", "no"))
+    (letter,) = listed(towline)
+    assert (letter["event"], letter["reason"]) == ("e-4", "no_headers")
+    assert letter["key"] == ("" if where == "key" else "r-1")
+    code, text = towline("replay", "--all")
+    assert code == 1
+    assert "too large" in text
