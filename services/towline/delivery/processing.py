@@ -262,9 +262,10 @@ class Processor(Generic[MessageT]):
 
     def _on_deferred_end(self, task: asyncio.Task[None]) -> None:
         work = self._deferred.pop(task)
-        if task.cancelled():
-            return
-        error = task.exception()
+        if task.cancelled() and task.cancelling():
+            return  # broken off: it comes again
+        # aiokafka and grpc may raise CancelledError by themselves.
+        error = asyncio.CancelledError("by itself") if task.cancelled() else task.exception()
         if error is None:
             self.lanes.settle(work)
             self.counts.done += 1

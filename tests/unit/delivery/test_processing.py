@@ -170,6 +170,19 @@ async def test_an_ending_that_raises_makes_a_dead_letter():
     assert bench.letters == [(0, "handler_failed")]
 
 
+async def test_an_ending_that_is_cancelled_by_nobody_makes_a_dead_letter():
+    async def ending():
+        raise asyncio.CancelledError
+
+    async def handle(_delivery):
+        return Deferred(ending())
+
+    bench = Bench(handle)
+    bench.feed(b"k")
+    await bench.until_committable(1)
+    assert bench.letters == [(0, "handler_failed")]
+
+
 async def test_nothing_starts_while_held():
     handled = []
 
