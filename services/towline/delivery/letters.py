@@ -105,6 +105,8 @@ class Letters:
     """All letters of the topic, in its order."""
 
     _by_origin: dict[Origin, Letter] = field(default_factory=dict[Origin, Letter])
+    _early_marks: dict[Origin, KafkaRecord] = field(default_factory=dict[Origin, KafkaRecord])
+    """Marks that were read before their letters."""
     unreadable_count: int = 0
     """Records that are neither letters nor marks."""
 
@@ -112,28 +114,44 @@ class Letters:
         """Take on the topic's next record."""
         headers = {name: _text(value) for name, value in record.headers}
         if MARK in headers:
-            self._mark(headers)
+            self._mark(record, headers)
             return
         origin = parse_origin("/".join(headers.get(name, "") for name in (TOPIC, PARTITION, OFFSET)))
         if origin is None:
             self.unreadable_count += 1
-        elif origin not in self._by_origin:  # a letter written twice is one letter
+        else:
             kept = tuple((n, v) for n, v in record.headers if not n.startswith(DEAD_LETTER_PREFIX))
-            self._by_origin[origin] = Letter(
-                origin,
-                Record(record.key, record.value, kept),
-                reason=headers.get(REASON, ""),
-                error=headers.get(ERROR, ""),
-                time=headers.get(TIME, ""),
-                value_left_out=VALUE_LEFT_OUT in headers,
-            )
+            self._put(origin, Record(record.key, record.value, kept), record, headers)
 
-    def _mark(self, headers: Mapping[str, str]) -> None:
+    def _put(self, origin: Origin, original: Record, record: KafkaRecord, headers: Mapping[str, str]) -> None:
+        known = self._by_origin.get(origin)
+        if known is not None and known.record == original:
+            return  # a letter written twice is one letter
+        # Another one of that origin: its topic was made anew. A mark of the one before says nothing of it.
+        self._by_origin.pop(origin, None)
+        self._by_origin[origin] = Letter(
+            origin,
+            original,
+            reason=headers.get(REASON, ""),
+            error=headers.get(ERROR, ""),
+            time=headers.get(TIME, ""),
+            value_left_out=VALUE_LEFT_OUT in headers,
+        )
+        early = self._early_marks.pop(origin, None)
+        # Only partitions have no order among them: one that came before in the same was another letter's.
+        if early is not None and early.partition != record.partition:
+            self._mark(early, {name: _text(value) for name, value in early.headers})
+
+    def _mark(self, record: KafkaRecord, headers: Mapping[str, str]) -> None:
         origin = parse_origin(headers.get(MARK_OF, ""))
         state = headers[MARK]
-        if origin in self._by_origin and state in ("replayed", "discarded"):
-            marked = replace(self._by_origin[origin], state=state, note=headers.get(MARK_NOTE))
-            self._by_origin[origin] = marked
+        if origin is None or state not in ("replayed", "discarded"):
+            return
+        if origin not in self._by_origin:
+            self._early_marks[origin] = record
+            return
+        marked = replace(self._by_origin[origin], state=state, note=headers.get(MARK_NOTE))
+        self._by_origin[origin] = marked
 
     def find(self, text: str) -> Letter:
         """The letter of that id (``topic/partition/offset``).

@@ -76,6 +76,26 @@ def test_a_letter_is_open_until_it_is_marked():
     assert found.find("t.runs/0/7").note == "note é"
 
 
+def test_a_letter_of_a_topic_that_was_made_anew_is_open_though_an_earlier_one_of_its_origin_is_marked():
+    found = letters(as_letter(record(7, value=b"old")))
+    mark = mark_record(found.find("t.runs/0/7"), "discarded")
+    found.add(record(9, topic="dead", key=mark.key, value=mark.value, headers=mark.headers))
+    found.add(as_letter(record(7, value=b"old")))
+    assert found.select() == [], "written twice"
+    found.add(as_letter(record(7, value=b"new")))
+    assert [letter.record.value for letter in found.select()] == [b"new"]
+
+
+@pytest.mark.parametrize(("partition", "state"), [(1, "replayed"), (0, "open")])
+def test_a_mark_counts_before_its_letter_if_it_is_in_another_partition(partition, state):
+    letter = as_letter(record(7))
+    mark = mark_record(letters(letter).find("t.runs/0/7"), "replayed")
+    early = record(
+        9, topic="dead", partition=partition, key=mark.key, value=mark.value, headers=mark.headers
+    )
+    assert letters(early, letter).find("t.runs/0/7").state == state
+
+
 def test_a_record_that_comes_back_again_and_again_is_not_replayed_without_end():
     original = record(7)
     for round_number in range(3):
