@@ -153,9 +153,13 @@ class Answers:
     async def control_done(self, event: Event[RunControl], *, suspended: bool) -> None:
         """A suspend or resume took effect."""
         command = event.data
-        status: dict[str, JsonValue] = {"suspended": suspended, "reason": command.reason}
-        data = RunProgressed(run_id=command.run_id, status=status)
-        await self._give(ids.control_done_id(command.run_id, command.action, event.id), data, event)
+        event_id = ids.control_done_id(command.run_id, command.action, event.id)
+        try:
+            await self._give(event_id, _progress(command, suspended, command.reason), event)
+        except EncodeError as error:
+            logger.warning("answer_cut", extra={"run_id": command.run_id, "error": str(error)})
+            reason = command.reason and command.reason[:_CUT_LENGTH]
+            await self._give(event_id, _progress(command, suspended, reason), event)
 
     async def control_refused(self, event: Event[RunControl], reason: ControlRefusal) -> None:
         """A control command changed nothing."""
@@ -178,6 +182,11 @@ class Answers:
     async def _give(self, event_id: str, answer: EventData, command: Event) -> None:
         await self._say(event_id, answer, command)
         _remember(self._given, event_id)
+
+
+def _progress(command: RunControl, suspended: bool, reason: str | None) -> RunProgressed:
+    status: dict[str, JsonValue] = {"suspended": suspended, "reason": reason}
+    return RunProgressed(run_id=command.run_id, status=status)
 
 
 def _cut(error: ErrorInfo) -> ErrorInfo:

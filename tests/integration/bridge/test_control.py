@@ -326,6 +326,16 @@ async def test_a_cancel_whose_reason_fits_no_outcome_is_told_with_the_reason_cut
     assert not [seen for seen in short.seen if seen.topic.endswith("dead-letters")]
 
 
+async def test_a_suspension_whose_reason_fits_no_answer_is_told_with_the_reason_cut(short, hub):
+    await short.request("r-1")
+    await started(hub, "r-1")
+    data = {"run_id": "r-1", "action": "suspend", "reason": "because " * 127_000}
+    command = await short.event("runs", "run.control", data)
+    answer = await short.until(lambda seen: seen.id.endswith(command))
+    assert answer.data["status"]["suspended"] is True
+    assert answer.data["status"]["reason"].startswith("because because")
+
+
 async def test_an_input_whose_fault_can_t_be_named_in_an_event_is_rejected_all_the_same(
     register, start_bridge, wire
 ):
