@@ -479,6 +479,8 @@ class TowlineClient:
             remember=remember,
             timeout_s=self._timeout_s,
             payloads=self._payloads,
+            # A client may live for long, and each stream remembers its last ids.
+            on_close=self._streams.discard,
         )
         self._streams.add(stream)
         return stream
@@ -494,9 +496,8 @@ class TowlineClient:
         )
 
     async def _close_streams(self) -> None:
-        for stream in self._streams:
+        for stream in list(self._streams):
             await stream.aclose()
-        self._streams.clear()
 
 
 def _checked_run_id(run_id: str) -> str:

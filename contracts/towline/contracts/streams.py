@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 from types import TracebackType
@@ -78,8 +78,10 @@ class EventStream(Generic[DataT]):
         remember: int,
         timeout_s: float | None,
         payloads: PayloadStore | None = None,
+        on_close: Callable[[EventStream[Any]], None] | None = None,
     ) -> None:
         self._settings = settings
+        self._on_close = on_close
         self._payloads = payloads
         self._topics = tuple(topics)
         self._client_id = client_id
@@ -156,6 +158,8 @@ class EventStream(Generic[DataT]):
         if self._closed:
             return
         self._closed = True
+        if self._on_close is not None:
+            self._on_close(self)
         self._processing.end()
         if self._reader is not None:
             try:

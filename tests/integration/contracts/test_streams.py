@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import weakref
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -174,6 +176,16 @@ async def test_lifecycle_events_have_a_stream_of_their_own(kafka_settings: Kafka
         await platform.send_many([completed("r-1"), started("r-1")])
         event = await asyncio.wait_for(anext(client.events("g")), TIMEOUT_S)
         assert event.type == "towline.run.started.v1"
+
+
+async def test_a_closed_stream_is_forgotten_by_its_client(kafka_settings: KafkaSettings) -> None:
+    async with TowlineClient(kafka_settings) as client:
+        async with client.results() as stream:
+            pass
+        forgotten = weakref.ref(stream)
+        del stream
+        gc.collect()
+        assert forgotten() is None
 
 
 async def test_a_closed_stream_is_not_opened_again(kafka_settings: KafkaSettings) -> None:
