@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from towline.contracts.stream import DEFAULT_KEY_PREFIX
@@ -20,7 +21,12 @@ class KafkaSettings(BaseSettings):
     )
 
     bootstrap: str = Field(default="127.0.0.1:9092", description="Comma-separated host:port of some brokers.")
-    topic_prefix: str = Field(default=DEFAULT_PREFIX, description="Put before each topic's name.")
+    topic_prefix: str = Field(
+        default=DEFAULT_PREFIX,
+        # What Kafka allows in a topic's name, less the longest of ours.
+        pattern=r"^[A-Za-z0-9._-]{0,230}$",
+        description="Put before each topic's name.",
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         default="PLAINTEXT", description="Kafka's security.protocol."
     )
@@ -45,6 +51,19 @@ class KafkaSettings(BaseSettings):
     def _read_files(cls, values: dict[str, Any]) -> dict[str, Any]:
         return with_secret_of_file(values, "sasl_password")
 
+    @field_validator("bootstrap")
+    @classmethod
+    def _check_bootstrap(cls, value: str) -> str:
+        brokers = [broker.strip() for broker in value.split(",") if broker.strip()]
+        if not brokers:
+            raise ValueError("names no broker: give host:port")
+        for broker in brokers:
+            _, colon, port = broker.rpartition(":")
+            is_port = port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65_536
+            if colon and not broker.endswith("]") and not is_port:
+                raise ValueError(f"{broker!r} has no port after its last colon: give host:port")
+        return value
+
     @model_validator(mode="after")
     def _check_security(self) -> Self:
         """What would otherwise show as an error deep inside the Kafka client, or not at all."""
@@ -58,7 +77,26 @@ class KafkaSettings(BaseSettings):
                 raise ValueError(f"{name} {path}: there is no such file")
         if (self.ssl_cert_file is None) != (self.ssl_key_file is None):
             raise ValueError("ssl_cert_file and ssl_key_file go together: give both or none")
+        self._check_certificates()
         return self
+
+    def _check_certificates(self) -> None:
+        """To the client a file that it cannot use is a broker that is away."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            if self.ssl_ca_file is not None:
+                context.load_verify_locations(self.ssl_ca_file)
+        except OSError as error:
+            raise ValueError(f"ssl_ca_file {self.ssl_ca_file}: holds no certificate: {error}") from None
+        try:
+            if self.ssl_cert_file is not None:
+                # Without an answer here, a key with a password would ask for it on the terminal.
+                context.load_cert_chain(self.ssl_cert_file, self.ssl_key_file, password=lambda: b"")
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"ssl_cert_file {self.ssl_cert_file} and ssl_key_file {self.ssl_key_file}: are no "
+                f"certificate and its key without a password: {error}"
+            ) from None
 
     @property
     def topics(self) -> Topics:
@@ -186,6 +224,12 @@ class SchedulerSettings(BaseSettings):
     @classmethod
     def _read_files(cls, values: dict[str, Any]) -> dict[str, Any]:
         return with_secret_of_file(values, "token")
+
+    @model_validator(mode="after")
+    def _check_token(self) -> Self:
+        if self.credential == "token" and self.token is None:
+            raise ValueError("token or token_file is needed with credential token")
+        return self
 
 
 def with_secret_of_file(values: dict[str, Any], name: str) -> dict[str, Any]:

@@ -90,9 +90,7 @@ def test_a_letter_of_a_topic_that_was_made_anew_is_open_though_an_earlier_one_of
 def test_a_mark_counts_before_its_letter_if_it_is_in_another_partition(partition, state):
     letter = as_letter(record(7))
     mark = mark_record(letters(letter).find("t.runs/0/7"), "replayed")
-    early = record(
-        9, topic="dead", partition=partition, key=mark.key, value=mark.value, headers=mark.headers
-    )
+    early = record(9, topic="dead", partition=partition, key=mark.key, value=mark.value, headers=mark.headers)
     assert letters(early, letter).find("t.runs/0/7").state == state
 
 
