@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
 import pytest
+from redis import ResponseError
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from tests.integration.relay.valkey import Valkey
+from tests.waiting import eventually_async
 
 from towline.contracts import ids
 from towline.contracts.events import ApprovalRequested, ErrorInfo, Event, EventData, RunFailed, RunStarted
 from towline.contracts.settings import RedisSettings
+from towline.relay.errors import RedisAwayError
 from towline.relay.index import RunFilter, RunIndex
 from towline.relay.keys import Keys
 from towline.relay.projection import project
 from towline.relay.redis_client import connect
 from towline.relay.settings import RelaySettings
-from towline.relay.store import Mode, RunStore, Step
+from towline.relay.store import Applied, Mode, RunStore, Step
 
 NOW = datetime(2026, 11, 30, tzinfo=UTC)
 
@@ -86,3 +93,50 @@ async def test_nothing_is_kept_of_tags_that_only_old_runs_had(books: Books) -> N
     }
     runs, _ = await books.index.runs(RunFilter(), limit=10, cursor=None)
     assert [run["run_id"] for run in runs] == ["new"]
+
+
+_TROUBLES = {
+    "busy": ["CONFIG SET busy-reply-threshold 1"],
+    "few_replicas": ["CONFIG SET min-replicas-to-write 1"],
+    "no_memory": ["CONFIG SET maxmemory 1"],
+    "no_rights": ["ACL SETUSER default -evalsha -@read"],
+    "no_rights_in_scripts": ["ACL SETUSER default -@hash -zadd"],
+    "primary_away": ["CONFIG SET replica-serve-stale-data no", "REPLICAOF 127.0.0.1 1"],
+}
+
+
+@pytest.mark.parametrize("trouble", _TROUBLES)
+async def test_what_redis_does_not_take_now_is_to_be_asked_again_and_no_event_is_refused(
+    books: Books, own_valkey: Valkey, trouble: str
+) -> None:
+    """A refused event is passed over, and any other error ends the process."""
+    await books.started("r1")
+    others = cast("Any", Redis(port=own_valkey.port, retry=Retry(NoBackoff(), 0)))
+    for command in _TROUBLES[trouble]:
+        await others.execute_command(*command.split())
+    script: asyncio.Task[object] | None = None
+    if trouble == "busy":
+        script = asyncio.create_task(others.eval("while true do end", 0))
+
+        async def busy() -> bool:
+            try:
+                return await books.redis.exists("r1") == -1
+            except ResponseError:
+                return True
+
+        await eventually_async(busy)
+
+    with pytest.raises(RedisAwayError):
+        await books.started("r2")
+    started = RunStarted(run_id="r2", run_type="chat")
+    change = project(Event(id="r2/started", source="test", data=started), recorded_ms=0)
+    step = Step("events:0", 0, change, Applied("applied", 1, "running"))
+    with pytest.raises(RedisAwayError):
+        await books.store.advance([step], known={}, changed=[step])
+    if trouble not in ("few_replicas", "no_memory"):
+        with pytest.raises(RedisAwayError):
+            await books.index.run("r1")
+
+    if script is not None:
+        script.cancel()
+    await others.aclose()
