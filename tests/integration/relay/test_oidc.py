@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 from tests.integration.relay.conftest import StartRelay
 from tests.integration.relay.test_http import Commands, commands
+from tests.waiting import eventually_async
 
 __all__ = ["commands"]
 
@@ -23,10 +25,14 @@ __all__ = ["commands"]
 class Issuer:
     def __init__(self) -> None:
         self.keys: dict[str, rsa.RSAPrivateKey] = {}
+        self.asked, self.may_answer = threading.Event(), threading.Event()
+        self.may_answer.set()
         issuer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                issuer.asked.set()
+                issuer.may_answer.wait(10)
                 body = issuer.answer(self.path)
                 self.send_response(200 if body else 404)
                 self.end_headers()
@@ -103,6 +109,24 @@ async def test_the_tokens_subject_approves(
     assert await decide(shared_secret) == 401
     head, body, _ = issuer.token().split(".")
     assert await decide(f"{head}.{body}.") == 401
+
+
+async def test_callers_who_come_while_the_first_keys_are_fetched_wait_for_them_too(
+    start_relay: StartRelay, issuer: Issuer, http: httpx.AsyncClient
+) -> None:
+    url = start_relay(auth="oidc", oidc_issuer=issuer.url, oidc_audience="towline").url
+
+    async def listed() -> int:
+        token = {"Authorization": f"Bearer {issuer.token()}"}
+        return (await http.get(f"{url}/runs", headers=token)).status_code
+
+    issuer.may_answer.clear()
+    first = asyncio.create_task(listed())
+    await eventually_async(issuer.asked.is_set)
+    others = [asyncio.create_task(listed()) for _ in range(5)]
+    await asyncio.wait(others, timeout=0.5)
+    issuer.may_answer.set()
+    assert await asyncio.gather(first, *others) == [200] * 6
 
 
 async def test_a_stream_ends_when_its_token_does(

@@ -61,11 +61,12 @@ class SigningKeys:
         Raises:
             ProblemError: The issuer does not answer, and no key is known (503).
         """
-        now = time.monotonic()
-        stale = now - self._fetched_at > _KEYS_FRESH_S
-        if (stale or key_id not in self._keys) and now - self._tried_at > _FETCH_EVERY_S:
+        unknown = key_id not in self._keys
+        stale = time.monotonic() - self._fetched_at > _KEYS_FRESH_S
+        # Somebody is asking already: what is unknown may be in the answer, what is known is good enough.
+        if (unknown and self._fetching.locked()) or ((unknown or stale) and self._may_ask()):
             async with self._fetching:
-                if time.monotonic() - self._tried_at > _FETCH_EVERY_S:
+                if self._may_ask():
                     await self._fetch()
         if not self._keys:
             raise ProblemError(
@@ -76,10 +77,16 @@ class SigningKeys:
             )
         return self._keys.get(key_id)
 
+    def _may_ask(self) -> bool:
+        return time.monotonic() - self._tried_at > _FETCH_EVERY_S
+
     async def _fetch(self) -> None:
         self._tried_at = time.monotonic()
         try:
-            async with httpx.AsyncClient(timeout=_FETCH_TIMEOUT_S) as client:
+            async with (
+                asyncio.timeout(2 * _FETCH_TIMEOUT_S),
+                httpx.AsyncClient(timeout=_FETCH_TIMEOUT_S) as client,
+            ):
                 url = self._url
                 if url is None:
                     document = await client.get(
@@ -88,10 +95,13 @@ class SigningKeys:
                     url = str(document.raise_for_status().json()["jwks_uri"])
                 answer = await client.get(url)
                 keys = jwt.PyJWKSet.from_dict(answer.raise_for_status().json()).keys
-        except (httpx.HTTPError, jwt.PyJWTError, ValueError, KeyError) as error:
+        except (httpx.HTTPError, jwt.PyJWTError, ValueError, KeyError, TimeoutError) as error:
             # Keys that are known stay good: the issuer being away locks nobody out.
             _log.warning("signing_keys_unavailable", extra={"issuer": self._issuer, "error": repr(error)})
             return
+        finally:
+            # Those who waited for this answer do not ask once more, however long it took.
+            self._tried_at = time.monotonic()
         self._keys = {key.key_id: key for key in keys}
         self._fetched_at = time.monotonic()
 
