@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
@@ -86,14 +86,14 @@ class Guard:
     def _refuse_other_sites(self, connection: HTTPConnection) -> None:
         """A page of another site must not send commands, nor reach an open relay under a name of its own."""
         host = connection.headers.get("host", "")
-        if self._loopback_only and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if self._loopback_only and not is_loopback(_split(f"//{host}").hostname or ""):
             raise ProblemError(
                 403, "wrong_host", "a relay without auth answers to 127.0.0.1 and localhost only"
             )
         origin = connection.headers.get("origin")
         if origin is None or connection.scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return
-        if origin not in self._origins and urlsplit(origin).netloc != host:
+        if origin not in self._origins and _split(origin).netloc != host:
             raise ProblemError(
                 403,
                 "cross_origin",
@@ -136,3 +136,11 @@ def require(connection: HTTPConnection, role: Role) -> Principal:
             403, "role_missing", f"this needs the role {role!r}; {principal.subject} does not have it"
         )
     return principal
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        # "[" without "]"
+        return urlsplit("")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Annotated, Any, Final, cast
 from uuid import uuid4
 
 import redis
+from pydantic import AllowInfNan, TypeAdapter
 from redis.asyncio import Redis
 
 from towline.contracts.payload_reference import DATAREF
@@ -22,6 +22,7 @@ from towline.relay.projection import dumps, ending
 
 _TEMPORARY_S: Final = 10
 _SCAN_MAX: Final = 2_000
+_CURSOR: Final = TypeAdapter(tuple[str, Annotated[float, AllowInfNan(False)]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,9 +278,9 @@ def _encode_cursor(member: str, score: float) -> str:
 
 def _decode_cursor(cursor: str) -> tuple[str, float]:
     try:
-        member, score = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        return str(member), float(score)
-    except (ValueError, TypeError, binascii.Error) as error:
+        raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        return _CURSOR.validate_json(raw)
+    except ValueError as error:
         raise ProblemError(
             400,
             "invalid_cursor",

@@ -367,7 +367,7 @@ def _seconds(name: str, value: str) -> float:
 
 def _limit(request: Request) -> int:
     value = request.query_params.get("limit", "50")
-    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= _LIMIT_MAX:
+    if not (value.isascii() and value.isdigit() and len(value) <= 10 and 1 <= int(value) <= _LIMIT_MAX):
         raise ProblemError(422, "invalid_input", f"limit: a number from 1 to {_LIMIT_MAX}")
     return int(value)
 

@@ -10,7 +10,8 @@ OPENING: Final = b"retry: 1000\n\n"
 """Tells a browser how long to wait, in ms, before it connects again."""
 START_ID: Final = "0-0"
 """Cursor before the first entry."""
-_ID: Final = re.compile(r"\d{1,20}-\d{1,20}")
+_ID: Final = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
+_ID_NUMBER_MAX: Final = 2**64 - 1
 
 
 def encode(entry_id: str, event: str, data: str) -> bytes:
@@ -25,7 +26,7 @@ def chunk(body: bytes) -> bytes:
 
 def is_cursor(value: str) -> bool:
     """Whether `value` may be an entry's id."""
-    return _ID.fullmatch(value) is not None
+    return _ID.fullmatch(value) is not None and max(id_key(value)) <= _ID_NUMBER_MAX
 
 
 def id_key(entry_id: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -115,6 +116,26 @@ async def test_a_bad_request_is_told_which_field(
     assert field in problem["detail"]
     if status == 422:
         assert field in [error["field"] for error in problem["errors"]]
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/runs/r1/stream?cursor=18446744073709551616-0", {}, 400),
+        ("/runs/r1/stream?cursor=\u0661-\u0661", {}, 400),
+        ("/events", {"Last-Event-ID": "99999999999999999999-0"}, 400),
+        *(
+            (f"/runs?cursor={base64.urlsafe_b64encode(cursor).decode().rstrip('=')}", {}, 400)
+            for cursor in (b'["r1", NaN]', b'["\\ud800", 1]', b"[" * 2_000, b'["r1", 1e999]', b"7", b"[1]")
+        ),
+        (f"/runs?limit={'1' * 5_000}", {}, 422),
+        ("/runs", {"Host": "[x"}, 403),
+    ],
+)
+async def test_nonsense_in_the_address_is_the_callers_mistake(
+    quiet_relay: ProcessPart, http: httpx.AsyncClient, path: str, headers: dict[str, str], status: int
+) -> None:
+    assert (await http.get(f"{quiet_relay.url}{path}", headers=headers)).status_code == status
 
 
 async def test_decisions_and_controls_are_published(
