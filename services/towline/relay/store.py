@@ -6,7 +6,8 @@ A crash between any two steps repeats them: each recognises what it has done.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias, cast
@@ -175,19 +176,42 @@ class RunStore:
         return known is None or known == digest
 
     async def prune(self, *, before_ms: int) -> None:
-        """Take runs that began before `before_ms` out of the index; their keys expire by themselves.
+        """Take runs that began before `before_ms` out of the index, once their keys have expired.
 
         Raises:
             RedisAwayError: Try again later.
         """
         facets = self._named.facets
         keys, cursor = [self._named.all_runs, self._named.open_approvals], -1
+        # Keys live from their last write on: a run that goes on outlives its index otherwise.
+        stay = sorted({run_id for key in keys async for run_id in self._old_but_kept(key, before_ms)})
         while cursor != 0:
             # By pages: with tags that only one run has there are as many sets as runs.
             scan = cast("Any", self._redis).sscan(facets, max(cursor, 0), count=_PRUNE_COUNT)
             cursor, found = await self._guard(scan)
-            await self._guard(self._prune.call(self._redis, [facets, *keys, *found], [before_ms]))
+            arguments = [before_ms, *stay]
+            await self._guard(self._prune.call(self._redis, [facets, *keys, *found], arguments))
             keys = []
+
+    async def _old_but_kept(self, key: str, before_ms: int) -> AsyncIterator[str]:
+        client = cast("Any", self._redis)
+        begin, count = -math.inf, _PRUNE_COUNT
+        while True:
+            page = await self._guard(
+                client.zrangebyscore(key, begin, before_ms, start=0, num=count, withscores=True)
+            )
+            run_ids = list({member.partition(" ")[0] for member, _ in page})
+            pipeline = client.pipeline(transaction=False)
+            for run_id in run_ids:
+                pipeline.exists(self._named.run(run_id))
+            for run_id, kept in zip(run_ids, await self._guard(pipeline.execute()), strict=True):
+                if kept:
+                    yield run_id
+            if len(page) < count:
+                return
+            # By score, not by rank: another relay may be pruning too. Those of the last score come once more.
+            last = page[-1][1]
+            begin, count = last, 2 * count if last == begin else _PRUNE_COUNT
 
     def _index(self, changed: Iterable[Step]) -> Queue | None:
         latest: dict[str, Applied] = {}

@@ -17,7 +17,15 @@ from tests.integration.relay.valkey import Valkey
 from tests.waiting import eventually_async
 
 from towline.contracts import ids
-from towline.contracts.events import ApprovalRequested, ErrorInfo, Event, EventData, RunFailed, RunStarted
+from towline.contracts.events import (
+    ApprovalRequested,
+    ErrorInfo,
+    Event,
+    EventData,
+    RunFailed,
+    RunProgressed,
+    RunStarted,
+)
 from towline.contracts.settings import RedisSettings
 from towline.relay.errors import RedisAwayError
 from towline.relay.index import RunFilter, RunIndex
@@ -48,6 +56,10 @@ class Books:
         await self.take(
             ids.started_id(run_id), RunStarted(run_id=run_id, run_type="chat", tags=tags or None), time=time
         )
+
+    async def expire(self, run_id: str) -> None:
+        """As Redis does, long after the run's last write."""
+        await self.redis.delete(self.keys.run(run_id), self.keys.approvals(run_id))
 
     async def failed(self, run_id: str) -> None:
         error = ErrorInfo(type="ValueError", message="no")
@@ -83,6 +95,7 @@ async def test_a_page_leaves_out_nothing_when_the_last_run_before_it_has_left_th
 async def test_nothing_is_kept_of_tags_that_only_old_runs_had(books: Books) -> None:
     for number in range(1_200):
         await books.started(f"old{number}", order=str(number), time=NOW - timedelta(days=8))
+        await books.expire(f"old{number}")
     await books.started("new", order="now")
     await books.store.prune(before_ms=int((NOW - timedelta(days=7)).timestamp() * 1000))
     kept = await books.redis.smembers(books.keys.facets)
@@ -93,6 +106,27 @@ async def test_nothing_is_kept_of_tags_that_only_old_runs_had(books: Books) -> N
     }
     runs, _ = await books.index.runs(RunFilter(), limit=10, cursor=None)
     assert [run["run_id"] for run in runs] == ["new"]
+
+
+async def test_a_run_that_began_long_ago_is_listed_and_so_is_its_ask_while_anything_is_known_of_it(
+    books: Books,
+) -> None:
+    long_ago = NOW - timedelta(days=8)
+    for run_id in ("gone", "waits", *(f"goes{number}" for number in range(600))):  # of one millisecond
+        await books.started(run_id, time=long_ago, order=run_id)
+    for run_id in ("gone", "waits"):
+        asked = ApprovalRequested(run_id=run_id, approval_id="ok")
+        await books.take(ids.approval_requested_id(run_id, "ok"), asked, time=long_ago)
+    await books.take(ids.progress_id("waits", 1), RunProgressed(run_id="waits", status="reminded"))
+    await books.expire("gone")
+    await books.store.prune(before_ms=int((NOW - timedelta(days=7)).timestamp() * 1000))
+
+    runs, _ = await books.index.runs(RunFilter(status="running"), limit=1_000, cursor=None)
+    assert {run["run_id"] for run in runs} == {"waits", *(f"goes{number}" for number in range(600))}
+    assert await books.index.runs(RunFilter(tags=("order=gone",)), limit=1, cursor=None) == ([], None)
+    asks, _ = await books.index.open_approvals(RunFilter(), limit=10, cursor=None)
+    assert [ask["run_id"] for ask in asks] == ["waits"]
+    assert (await books.index.approvals_waiting())[0] == 1
 
 
 _TROUBLES = {
