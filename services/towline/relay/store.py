@@ -65,6 +65,7 @@ class RunStore:
         self._apply = Script("apply")
         self._advance = Script("advance")
         self._pending = Script("pending")
+        self._file = Script("file")
         self._prune = Script("prune")
         self._mark_key = keys.mark(uuid4().hex)
         self._mark: int | None = None
@@ -159,9 +160,8 @@ class RunStore:
             applied = Applied(
                 "applied", time_ms, "pending", fields.get("run_type", ""), fields.get("tags", "")
             )
-            pipeline = cast("Any", self._redis).pipeline(transaction=False)
-            _queue_index(pipeline, self._named, {run_id: applied})
-            await self._guard(pipeline.execute())
+            keys = [self._named.all_runs, self._named.facets, *_facets(self._named, applied)]
+            await self._guard(self._file.call(self._redis, keys, [run_id, time_ms]))
 
     async def claim(self, event_id: str, digest: str) -> bool:
         """Whether `event_id`, which follows from an idempotency key, is new or was used for the same content.

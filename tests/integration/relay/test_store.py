@@ -31,7 +31,7 @@ from towline.relay.errors import RedisAwayError
 from towline.relay.index import RunFilter, RunIndex
 from towline.relay.keys import Keys
 from towline.relay.projection import project
-from towline.relay.redis_client import connect
+from towline.relay.redis_client import Script, connect
 from towline.relay.settings import RelaySettings
 from towline.relay.store import Applied, Mode, RunStore, Step
 
@@ -127,6 +127,27 @@ async def test_a_run_that_began_long_ago_is_listed_and_so_is_its_ask_while_anyth
     asks, _ = await books.index.open_approvals(RunFilter(), limit=10, cursor=None)
     assert [ask["run_id"] for ask in asks] == ["waits"]
     assert (await books.index.approvals_waiting())[0] == 1
+
+
+async def test_a_run_whose_events_overtake_its_request_is_not_listed_as_pending(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Script.call
+
+    async def call_late(script: Script, client: Redis, keys: list[str], arguments: list[Any]) -> Any:
+        answer = await call(script, client, keys, arguments)
+        if keys == [books.keys.run("r1")]:
+            # The request is known, and not in the index yet.
+            monkeypatch.undo()
+            await books.started("r1")
+            await books.failed("r1")
+        return answer
+
+    monkeypatch.setattr(Script, "call", call_late)
+    await books.store.note_requested("r1", {"run_id": "r1", "run_type": "chat"}, now=NOW)
+    for status in ("pending", "failed"):
+        runs, _ = await books.index.runs(RunFilter(status=status), limit=10, cursor=None)
+        assert [run["run_id"] for run in runs] == (["r1"] if status == "failed" else [])
 
 
 _TROUBLES = {
