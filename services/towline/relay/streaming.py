@@ -95,8 +95,9 @@ class EventStreamResponse:
             client.unsent = direct.unsent
         try:
             await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
-            await self._send_piece(send, self._first or Piece(b"", client.cursor), before=sse.OPENING)
-            if self._first is None or not self._first.over:
+            first = None if self._is_unauthorized() else self._first
+            await self._send_piece(send, first or Piece(b"", client.cursor), before=sse.OPENING)
+            if first is None or not first.over:
                 if self._translate is None and direct is not None:
                     client.direct = direct.write_chunk
                 await self._pump(send)
@@ -116,6 +117,9 @@ class EventStreamResponse:
                 direct.when_lost(None)
             client.close()
 
+    def _is_unauthorized(self) -> bool:
+        return self._ends_at is not None and time.time() >= self._ends_at
+
     async def _pump(self, send: Send) -> None:
         client = self._client
         while not self._gone:
@@ -126,7 +130,7 @@ class EventStreamResponse:
                 await self._send(send, sse.HEARTBEAT)
                 await asyncio.sleep(_RETRY_S)
                 continue
-            if self._gone or (self._ends_at is not None and time.time() >= self._ends_at):
+            if self._gone or self._is_unauthorized():
                 return
             if piece is not None:
                 await self._send_piece(send, piece)

@@ -141,3 +141,16 @@ async def test_a_stream_ends_when_its_token_does(
         assert response.status_code == 200
         text = "".join([chunk async for chunk in response.aiter_text()])
     assert "event: status" in text
+
+
+async def test_who_waits_for_a_run_is_shown_nothing_of_it_once_the_token_has_ended(
+    start_relay: StartRelay, issuer: Issuer, publisher: Any, http: httpx.AsyncClient
+) -> None:
+    url = start_relay(auth="oidc", oidc_issuer=issuer.url, oidc_audience="towline", heartbeat_s=0.2).url
+    ends_at = time.time() + 2
+    headers = {"Authorization": f"Bearer {issuer.token(exp=ends_at - 30)}"}  # 30 s of leeway for clocks
+    waiting = asyncio.create_task(http.get(f"{url}/runs/r1/stream?wait=30", headers=headers))
+    await eventually_async(lambda: time.time() > ends_at)
+    await publisher.started("r1")
+    answer = await waiting
+    assert (answer.status_code, answer.text) == (200, "retry: 1000\n\n")
