@@ -55,6 +55,8 @@ class Change:
     raw: Mapping[str, Any]
     """The event's data as it is."""
     ends: bool = False
+    refuses: bool = False
+    """It answers a command, maybe one for a run that there never was: it makes no run known."""
     traceparent: str | None = None
     """Trace of whoever published the event."""
     fields: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -153,13 +155,14 @@ def _approval(phase: str) -> Callable[[Event, dict[str, Any]], dict[str, Any]]:
             "data": {"phase": phase, **raw},
             "approval_id": raw["approval_id"],
             "approval": "" if phase == "refused" else phase,
+            "refuses": phase == "refused",
         }
 
     return describe
 
 
 def _control_refused(_event: Event, raw: dict[str, Any]) -> dict[str, Any]:
-    return {"entry": "status", "data": raw}
+    return {"entry": "status", "data": raw, "refuses": True}
 
 
 def ending(outcome: str, raw: Mapping[str, Any]) -> tuple[StreamEntryType, dict[str, Any]]:

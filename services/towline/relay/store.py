@@ -23,7 +23,7 @@ from towline.relay.redis_client import Queue, Script
 from towline.relay.settings import RelaySettings
 
 Mode: TypeAlias = Literal["more", "end", "force"]
-ApplyStatus: TypeAlias = Literal["applied", "repeated", "late", "open", "refused"]
+ApplyStatus: TypeAlias = Literal["applied", "repeated", "unknown", "late", "open", "refused"]
 
 _EVENTS_ENTRIES_MAX: Final = 50_000
 _PRUNE_COUNT: Final = 500
@@ -219,7 +219,7 @@ class RunStore:
         touched: set[tuple[str, str]] = set()
         for step in changed:
             change, applied = step.change, step.applied
-            if change is None or applied is None or applied.status in ("open", "refused"):
+            if change is None or applied is None or applied.status in ("open", "refused", "unknown"):
                 continue
             latest[change.run_id] = applied
             if change.approval_id is not None:
@@ -256,8 +256,9 @@ class RunStore:
     def _arguments(self, change: Change, mode: Mode) -> list[str | int]:
         settings = self._settings
         fields = {"run_id": change.run_id, **change.fields}
+        how = "known" if change.refuses else mode
         return [
-            *(change.event_id, mode, settings.ttl_s, settings.ended_ttl_s, settings.entries_max),
+            *(change.event_id, how, settings.ttl_s, settings.ended_ttl_s, settings.entries_max),
             *(self._named.wake(change.run_id), change.time_ms, change.entry, dumps(change.data)),
             *(change.approval_id or "", change.approval, dumps({"time_ms": change.time_ms, **change.raw})),
             *(part for pair in fields.items() for part in pair),

@@ -18,7 +18,9 @@ from tests.waiting import eventually_async
 
 from towline.contracts import ids
 from towline.contracts.events import (
+    ApprovalRefused,
     ApprovalRequested,
+    ControlRefused,
     ErrorInfo,
     Event,
     EventData,
@@ -44,13 +46,16 @@ class Books:
     store: RunStore
     index: RunIndex
     keys: Keys
+    offset: int = 0
 
     async def take(self, event_id: str, data: EventData, *, time: datetime = NOW) -> None:
         change = project(Event(id=event_id, source="test", data=data, time=time), recorded_ms=0)
         assert change is not None
         mode: Mode = "end" if change.ends else "more"
         [applied] = await self.store.apply([(change, mode)])
-        await self.store.advance([], known={}, changed=[Step("events:0", 0, change, applied)])
+        self.offset += 1
+        step = Step("events:0", self.offset, change, applied)
+        await self.store.advance([step], known={}, changed=[step])
 
     async def started(self, run_id: str, *, time: datetime = NOW, **tags: str) -> None:
         await self.take(
@@ -148,6 +153,23 @@ async def test_a_run_whose_events_overtake_its_request_is_not_listed_as_pending(
     for status in ("pending", "failed"):
         runs, _ = await books.index.runs(RunFilter(status=status), limit=10, cursor=None)
         assert [run["run_id"] for run in runs] == (["r1"] if status == "failed" else [])
+
+
+async def test_a_refused_command_makes_no_run_known_and_is_seen_by_those_of_a_known_one(books: Books) -> None:
+    async def refused(run_id: str) -> None:
+        control = ControlRefused(run_id=run_id, action="cancel", reason="unknown_run")
+        await books.take(f"{run_id}/control/cancel/refused/c1", control)
+        approval = ApprovalRefused(run_id=run_id, approval_id="ok", reason="unknown_run")
+        await books.take(f"{run_id}/approval/ok/refused/c2", approval)
+
+    await refused("never-was")
+    assert not await books.index.known("never-was")
+    assert await books.index.runs(RunFilter(), limit=10, cursor=None) == ([], None)
+    assert await books.redis.xlen(books.keys.events) == 2
+    await books.started("r1")
+    await refused("r1")
+    await refused("r1")
+    assert await books.redis.xlen(books.keys.stream("r1")) == 3
 
 
 _TROUBLES = {

@@ -1,9 +1,9 @@
 -- Applies one event to one run: its stream, its hash, its approvals. At most once by event id.
 -- KEYS: stream, turns, run, approvals, written.
--- ARGV: event id, mode (more | end | force), ttl_s, ended_ttl_s, entries_max, wake channel, time_ms,
+-- ARGV: event id, mode (more | known: only if anything is known of the run | end | force), ttl_s, ended_ttl_s, entries_max, wake channel, time_ms,
 --       entry type, entry data, approval id, approval phase (requested | resolved | ""), event data,
 --       then field, value of the run's hash.
--- Answers: applied | repeated | late (the stream is over) | open (agent turns are: ask again, or with force),
+-- Answers: applied | repeated | unknown | late (the stream is over) | open (agent turns are: ask again, or with force),
 --       then created_ms, status, run_type, tags, and "open:<id>" of each approval that is open now, "closed:<id>"
 --       of each that was when the run ended.
 local stream, turns, run, approvals, written = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -40,6 +40,10 @@ local function add(kind, json)
 end
 
 if redis.call('SISMEMBER', written, event) == 1 then return answer('repeated') end
+if mode == 'known' then
+  if redis.call('HEXISTS', run, 'created_ms') == 0 then return answer('unknown') end
+  mode = 'more'
+end
 local over = redis.call('HEXISTS', turns, 'ended') == 1
 if over then
   redis.call('SADD', written, event)
