@@ -24,6 +24,7 @@ from towline.relay.errors import RedisAwayError, is_redis_away
 from towline.relay.feed import PAGE_COUNT, Delivery, Feed, RawEntry, Source, parse_news
 from towline.relay.pubsub import arrived, by_channel
 from towline.relay.reader import Client
+from towline.relay.redis_client import Script
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ _WAVE_CLIENT_S: Final = 60e-6
 """A wave lasts so long for each client of the largest stream that is in it: about four times what a write
 costs. So one stream takes a part of a core only: what comes faster shares writes, before the relay falls
 behind with it. Up to 333 clients of one stream do not make a wave longer."""
+_PAGE_CHARS: Final = 1_000_000
+"""Of what a client catches up with, so much is in memory at once, and an entry more: outputs may be large."""
 _PIPELINE_COUNT: Final = 200
 _HEAR_COUNT: Final = 64
 """Messages taken before others get their turn."""
@@ -55,6 +58,7 @@ class Hub:
         self, client: Redis, *, idle_channel: str, heartbeat_s: float = 15, send_timeout_s: float = 20
     ) -> None:
         self._redis = client
+        self._page = Script("page")
         self._idle_channel = idle_channel
         self._heartbeat_s = heartbeat_s
         self._send_timeout_s = send_timeout_s
@@ -119,21 +123,22 @@ class Hub:
         for feed in self._feeds.values():
             feed.wake()
 
-    async def read(self, source: Source, cursor: str) -> tuple[list[RawEntry], bool, bool]:
-        """A page of entries after `cursor`; whether `cursor` is an entry of the stream; whether its last.
+    async def read(self, source: Source, cursor: str) -> tuple[list[RawEntry], bool, bool, bool]:
+        """A page of entries after `cursor`; whether there are more; whether `cursor` is one; and the last.
 
         Raises:
             RedisAwayError: Redis does not answer.
         """
         try:
-            answer = await cast("Any", self._redis).xrange(
-                source.key, min=cursor, max="+", count=PAGE_COUNT + 1
-            )
-            return _checked(cursor, answer)
+            arguments = [cursor, PAGE_COUNT + 1, _PAGE_CHARS]
+            raw, more = await self._page.call(self._redis, [source.key], arguments)
         except (redis.RedisError, OSError) as error:
             if is_redis_away(error):
                 raise RedisAwayError(f"Redis does not answer: {error}") from error
             raise
+        answer = [(entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in raw]
+        entries, valid, over = _checked(cursor, answer)
+        return entries, more == 1 or len(answer) > PAGE_COUNT, valid, over
 
     async def run(self) -> None:
         """Read for all feeds until cancelled. Trouble with Redis is logged and outlived."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from towline.contracts.stream import TERMINAL_ENTRY_TYPES, TYPE_FIELD
 from towline.relay import sse
-from towline.relay.feed import PAGE_COUNT, Feed, Piece, Source
+from towline.relay.feed import Feed, Piece, Source
 
 if TYPE_CHECKING:
     from towline.relay.hub import Hub
@@ -144,7 +144,7 @@ class Client:
 
     async def _catch_up(self) -> Piece | None:
         """A page from Redis; joins the feed once it is at the end of the stream."""
-        entries, valid, over = await self._hub.read(self.source, self.cursor)
+        entries, more, valid, over = await self._hub.read(self.source, self.cursor)
         if not entries and (not valid or self.cursor == sse.START_ID) and self.source.ending is not None:
             last = await self.source.ending()
             if last is not None and self.cursor == sse.START_ID:
@@ -162,7 +162,7 @@ class Client:
             if fields.get(TYPE_FIELD) in TERMINAL_ENTRY_TYPES:
                 self._over = True
                 break
-        if not self._over and len(entries) < PAGE_COUNT and self.feed is None:
+        if not self._over and not more and self.feed is None:
             feed = self.feed = self._hub.join(self)
             self._generation = feed.generation
         if not pieces and self.feed is not None and not self.news.is_set():

@@ -30,6 +30,8 @@ from towline.contracts.events import (
 )
 from towline.contracts.settings import RedisSettings
 from towline.relay.errors import RedisAwayError
+from towline.relay.feed import Source
+from towline.relay.hub import Hub
 from towline.relay.index import RunFilter, RunIndex
 from towline.relay.keys import Keys
 from towline.relay.projection import project
@@ -170,6 +172,34 @@ async def test_a_refused_command_makes_no_run_known_and_is_seen_by_those_of_a_kn
     await refused("r1")
     await refused("r1")
     assert await books.redis.xlen(books.keys.stream("r1")) == 3
+
+
+@pytest.mark.parametrize("count", [1, 10, 28, 29, 500, 501, 502, 1_200])
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_pages_of_a_stream_are_small_in_bytes_and_leave_nothing_out(
+    books: Books, count: int, resumed: bool
+) -> None:
+    hub = Hub(books.redis, idle_channel=books.keys.idle_channel)
+    # Small ones, then outputs as large as an event may be, as a night's batch writes them.
+    large = range(count // 2, count // 2 + 10)
+    pipeline = cast("Any", books.redis).pipeline(transaction=False)
+    for number in range(count):
+        data = "x" * (800_000 if number in large else 10)
+        pipeline.xadd(books.keys.events, {"type": "any", "data": data}, id=f"{number + 1}-0")
+    await pipeline.execute()
+
+    def encode(entry_id: str, fields: dict[str, str]) -> bytes:
+        return f"{entry_id} {fields['data']}\n".encode()
+
+    source = Source(books.keys.events, books.keys.events_channel, encode)
+    client = hub.client(source, "1-0" if resumed else "0-0")
+    seen: list[str] = []
+    while client.feed is None:
+        piece = await client.next_within(0.2)
+        if piece is not None:
+            assert len(piece.body) < 2_000_000
+            seen += [line.split()[0] for line in piece.body.decode().splitlines()]
+    assert seen == [f"{number}-0" for number in range(2 if resumed else 1, count + 1)]
 
 
 _TROUBLES = {
