@@ -18,9 +18,10 @@ from typing import Any, Final, cast
 import redis
 from redis.asyncio import Redis
 
+from towline.contracts.redis_errors import is_redis_away
 from towline.contracts.stream import TERMINAL_ENTRY_TYPES, TYPE_FIELD
 from towline.relay import sse
-from towline.relay.errors import RedisAwayError, is_redis_away
+from towline.relay.errors import RedisAwayError
 from towline.relay.feed import PAGE_COUNT, Delivery, Feed, RawEntry, Source, parse_news
 from towline.relay.pubsub import arrived, by_channel
 from towline.relay.reader import Client

@@ -14,8 +14,9 @@ from pydantic import AllowInfNan, TypeAdapter
 from redis.asyncio import Redis
 
 from towline.contracts.payload_reference import DATAREF
+from towline.contracts.redis_errors import is_redis_away
 from towline.contracts.stream import DATA_FIELD, TYPE_FIELD
-from towline.relay.errors import RedisAwayError, is_redis_away
+from towline.relay.errors import RedisAwayError
 from towline.relay.keys import Keys
 from towline.relay.problems import ProblemError
 from towline.relay.projection import dumps, ending

@@ -16,7 +16,8 @@ from uuid import uuid4
 import redis
 from redis.asyncio import Redis
 
-from towline.relay.errors import RedisAwayError, RedisLostDataError, is_redis_away
+from towline.contracts.redis_errors import is_redis_away
+from towline.relay.errors import RedisAwayError, RedisLostDataError
 from towline.relay.keys import Keys
 from towline.relay.projection import RUN_STATUSES, Change, dumps, milliseconds
 from towline.relay.redis_client import Queue, Script

@@ -8,19 +8,19 @@ trouble alone: it tries again with backoff while the ledger keeps (bounded) what
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from importlib.resources import files
-from typing import Any, Final, TypeGuard, cast
+from typing import Any, Final, cast
 
 import redis
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
+from towline.contracts.redis_errors import is_redis_away
 from towline.contracts.settings import RedisSettings
 from towline.contracts.stream import stream_key, turns_key, wake_channel
 from towline.telemetry import metrics
@@ -36,16 +36,6 @@ _PIPELINE_CHARS_MAX: Final = 1_000_000
 _BACKOFF_FIRST_S: Final = 0.05
 _BACKOFF_MAX_S: Final = 2.0
 _HOUSEKEEPING_S: Final = 1.0
-_AWAY_ERRORS: Final = (
-    redis.ConnectionError,
-    redis.TimeoutError,
-    redis.ReadOnlyError,
-    redis.OutOfMemoryError,
-    OSError,
-)
-_AWAY_CODES: Final = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "BUSY ")
-_WRAPPED: Final = re.compile(r"Error running script .*: -(OOM|MISCONF|READONLY|NOREPLICAS) ", re.DOTALL)
-"""How Redis before 7 tells what a command in a script was refused for."""
 
 
 class TurnStream:
@@ -191,7 +181,7 @@ class TokenWriter:
             try:
                 self._flush()
             except Exception as error:  # noqa: BLE001 - the root of this thread
-                if _is_away(error):
+                if is_redis_away(error):
                     self._note_away(error)
                     self._stopping.wait(backoff_s)
                     backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
@@ -273,7 +263,7 @@ class TokenWriter:
             for batch, answer in zip(batches, answers, strict=True):
                 if isinstance(answer, NoScriptError):
                     self._sha = None
-                elif _is_away(answer):
+                elif is_redis_away(answer):
                     away = answer
                 elif isinstance(answer, Exception):
                     _log.error("stream_refused", extra={"run_id": batch.run_id, "error": repr(answer)})
@@ -291,14 +281,6 @@ class TokenWriter:
         yield wake_channel(batch.run_id, self._prefix)
         for operation in batch.operations:
             yield from operation.arguments()
-
-
-def _is_away(answer: Any) -> TypeGuard[Exception]:
-    """Whether Redis was not reached, or says that it will do later what it does not do now."""
-    if not isinstance(answer, redis.ResponseError):
-        return isinstance(answer, _AWAY_ERRORS)
-    told = str(answer)
-    return isinstance(answer, _AWAY_ERRORS) or told.startswith(_AWAY_CODES) or bool(_WRAPPED.match(told))
 
 
 def _answer(raw: list[Any]) -> Answer:

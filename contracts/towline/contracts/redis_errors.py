@@ -1,0 +1,36 @@
+"""What Redis's errors mean. Imports redis, which only those have who are given one."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, TypeGuard
+
+import redis
+from redis.exceptions import ClusterDownError, NoPermissionError, TryAgainError
+
+_AWAY_ERRORS: Final = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.ReadOnlyError,
+    redis.OutOfMemoryError,
+    ClusterDownError,
+    TryAgainError,
+    NoPermissionError,
+    OSError,
+)
+_AWAY_CODES: Final = re.compile(
+    r"\b(BUSY|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MISCONF|NOREPLICAS|READONLY|OOM|NOPERM|ACL failure)\b"
+)
+"""Of errors for which redis-py has no class, or that Redis wraps in one of a script or transaction."""
+
+
+def is_redis_away(answer: Any) -> TypeGuard[Exception]:
+    """Whether Redis was not reached, or says that it will do later what it does not do now.
+
+    It is no answer to what was asked then: ask again.
+    """
+    if not isinstance(answer, redis.ResponseError) or isinstance(answer, _AWAY_ERRORS):
+        return isinstance(answer, _AWAY_ERRORS)
+    # Of a command in a pipeline, redis-py says first which one it was.
+    _, _, said = str(answer).rpartition("of pipeline caused error: ")
+    return _AWAY_CODES.search(said) is not None
