@@ -115,7 +115,7 @@ class SecureKafka(KafkaPart):
             *("format", "--cluster-id", kafka_config.kafka_uuid(uuid4()), "--add-scram", user),
             *("--config", str(self.data / "server.properties")),
         )
-        formatted = subprocess.run(tool, capture_output=True, timeout=60, check=False)
+        formatted = subprocess.run(tool, cwd=self.work_folder(), capture_output=True, timeout=60, check=False)
         assert formatted.returncode == 0, formatted.stderr.decode()
         super().prepare()
 
