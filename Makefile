@@ -29,13 +29,19 @@ TEST_PROCESSES ?= 3
 # longer than its ten minutes on two cores. CI runs them after it: make containers.
 ENGINE_TESTS := $(addprefix tests/containers/test_,compose.py image.py testcontainers.py)
 
+# Else nobody knows what has failed.
+RUN_TO_ITS_END := .pytest_cache/run-to-its-end
+
 test: install ## all tests
-	$(BIN)/python -m pytest tests --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(ENGINE_TESTS))
+	rm -f $(RUN_TO_ITS_END)
+	$(BIN)/python -m pytest tests --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(ENGINE_TESTS)); \
+	status=$$?; test $$status -gt 1 || touch $(RUN_TO_ITS_END); exit $$status
 
 containers: install ## the tests that need a Docker engine (they start one if there is none, as root)
 	$(BIN)/python -m pytest $(ENGINE_TESTS)
 
 retest: install ## the tests that failed last, one at a time
+	@test -e $(RUN_TO_ITS_END) || { echo "the last run did not come to its end: make test"; exit 1; }
 	$(BIN)/python -m pytest tests --last-failed --last-failed-no-failures none $(addprefix --ignore=,$(ENGINE_TESTS))
 
 unit: install ## tests that need no service
