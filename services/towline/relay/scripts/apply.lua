@@ -1,11 +1,11 @@
 -- Applies one event to one run: its stream, its hash, its approvals. At most once by event id.
 -- KEYS: stream, turns, run, approvals, written.
--- ARGV: event id, mode (more | known: only if anything is known of the run | end | force), ttl_s, ended_ttl_s, entries_max, wake channel, time_ms,
---       entry type, entry data, approval id, approval phase (requested | resolved | ""), event data,
---       then field, value of the run's hash.
--- Answers: applied | repeated | unknown | late (the stream is over) | open (agent turns are: ask again, or with force),
---       then created_ms, status, run_type, tags, and "open:<id>" of each approval that is open now, "closed:<id>"
---       of each that was when the run ended.
+-- ARGV: event id, mode (more | known: only if anything is known of the run | end | force), ttl_s, ended_ttl_s,
+--       entries_max, wake channel, time_ms, entry type, entry data, approval id, approval phase (requested |
+--       resolved | ""), event data, then field, value of the run's hash.
+-- Answers: applied | repeated | unknown | late (the stream is over) | open (agent turns are: ask again, or
+--       with force), then created_ms, status, run_type, tags, and "open:<id>" of each approval that is open
+--       now, "closed:<id>" of each that was when the run ended.
 local stream, turns, run, approvals, written = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local event, mode, ttl, ended_ttl, entries_max, channel = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local time_ms, entry, data = ARGV[7], ARGV[8], ARGV[9]
