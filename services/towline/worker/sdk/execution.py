@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 RUN_OPTION: Final = "towline"
 """Option of an agent call under which the host sends along which run and turn it belongs to."""
 
+_AGENT_THREAD: Final = "agent-loop"
+
 Worker = DurableTaskSchedulerWorker
 
 AgentCall: TypeAlias = tuple[str, str]
@@ -108,14 +110,22 @@ def agent_loop() -> asyncio.AbstractEventLoop:
     Unlike the SDK's own it goes on when a task on it raises SystemExit. Each call of a tool is a task of its
     own, and so is what an agent's code gathers: no handler around the agent's turn is asked.
     """
-    with _async_bridge._lock:  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-        if _async_bridge._loop is None:  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    bridge: Any = _async_bridge
+    with bridge._lock:  # noqa: SLF001
+        loop: asyncio.AbstractEventLoop = bridge._loop  # noqa: SLF001
+        thread: threading.Thread | None = bridge._thread  # noqa: SLF001
+        if thread is None or not thread.is_alive():
             loop = asyncio.new_event_loop()
-            thread = threading.Thread(target=_run_lastingly, args=(loop,), name="agent-loop", daemon=True)
-            thread.start()
-            setattr(_async_bridge, "_loop", loop)  # noqa: B010 — no public name
-            setattr(_async_bridge, "_thread", thread)  # noqa: B010 — no public name
-    return _async_bridge._ensure_loop()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        elif thread.name == _AGENT_THREAD:
+            return loop
+        else:
+            # The SDK's own is there already, and clients may be bound to its loop: that goes on here.
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+        thread = threading.Thread(target=_run_lastingly, args=(loop,), name=_AGENT_THREAD, daemon=True)
+        thread.start()
+        bridge._loop, bridge._thread = loop, thread  # noqa: SLF001
+        return loop
 
 
 def _run_lastingly(loop: asyncio.AbstractEventLoop) -> None:
