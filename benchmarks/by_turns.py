@@ -1,11 +1,11 @@
 """Checkouts of Towline beside each other, a run of each by turns: what a change does to a run alone.
 
-    python benchmarks/by_turns.py --runs 600 new=. old=../towline-old also-old=../towline-old [--core]
+    python benchmarks/by_turns.py --runs 600 old=../old new=. also-new=. also-old=../old [--core]
 
 Blocks of runs, as `run.py` measures, drift with the machine by more than most changes make. Run by run the
-same drift meets all, in an order drawn anew each time; name the old checkout twice to see how far it differs
-from itself. Prints p50, its ratio to the last one's with the error of that (bootstrap over pairs), and CPU
-a run by process.
+same drift meets all, in an order drawn anew each time. Which stack was started when is worth up to 4 %: name
+both checkouts twice, there and back. Prints p50, its ratio to the last one's with the error of that
+(bootstrap over pairs), and CPU a run by process.
 """
 
 from __future__ import annotations
