@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from towline.contracts.errors import TowlineError
@@ -66,7 +66,10 @@ def list_letters(
     if not found:
         typer.echo("no dead letters" if everything else "no open dead letters")
         return
-    table = Table("id", "time", "reason", "type", "run", "error", *(["state"] if everything else []))
+    # The id is what the other commands are given: whole, however narrow the terminal.
+    table = Table(Column("id", no_wrap=True, overflow="fold"), box=None, header_style="bold", pad_edge=False)
+    for name in ("time", "reason", "type", "run", "error", *(["state"] if everything else [])):
+        table.add_column(name, overflow="fold")
     for letter in found:
         row = letter.summary()
         cells = [row[name] for name in ("id", "time", "reason", "type", "run", "error")]
