@@ -208,9 +208,9 @@ class KillLoop:
             try:
                 self.server.start()
             except AssertionError as error:
-                self.verdict.problems.append(
-                    f"did not come back after kill {self.verdict.kills + 1}: {error}"
-                )
+                problem = f"did not come back after kill {self.verdict.kills + 1}: {error}"
+                self.verdict.problems.append(problem)
+                self.say(problem)  # at once: whoever still asks the server raises before the verdict is told
                 return
             self.verdict.kills += 1
             if self.verdict.kills % 10 == 0:

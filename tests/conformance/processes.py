@@ -18,6 +18,8 @@ from durabletask.internal.orchestrator_service_pb2_grpc import TaskHubSidecarSer
 from google.protobuf import empty_pb2
 from tests.waiting import eventually
 
+from towline.dev import ports
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 
 
@@ -61,6 +63,8 @@ class ServerProcess:
     def launch(self) -> subprocess.Popen[bytes]:
         """Start the process without waiting for it to serve."""
         self.data.parent.mkdir(parents=True, exist_ok=True)
+        # Not one of the kernel's choice: while the server is down, a client's connection could be given it.
+        self.port = self.port or ports.lease()
         port_file = self.data.with_suffix(".port")
         port_file.unlink(missing_ok=True)
         with self.data.with_suffix(".log").open("ab") as log:
