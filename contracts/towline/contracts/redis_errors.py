@@ -29,8 +29,10 @@ def is_redis_away(answer: Any) -> TypeGuard[Exception]:
 
     It is no answer to what was asked then: ask again.
     """
-    if not isinstance(answer, redis.ResponseError) or isinstance(answer, _AWAY_ERRORS):
-        return isinstance(answer, _AWAY_ERRORS)
+    if isinstance(answer, _AWAY_ERRORS):
+        return True
+    if not isinstance(answer, redis.ResponseError):
+        return False
     # Of a command in a pipeline, redis-py says first which one it was.
     _, _, said = str(answer).rpartition("of pipeline caused error: ")
     return _AWAY_CODES.search(said) is not None

@@ -81,13 +81,36 @@ class Answers:
         """Whether this process has tried to publish that answer: Kafka may have it, acknowledged or not."""
         return event_id in self._begun
 
-    async def _say(self, event_id: str, data: EventData, cause: Event | None) -> None:
+    async def _say(
+        self, event_id: str, data: EventData, cause: Event | None, *, shorter: EventData | None = None
+    ) -> None:
+        """Publish `data`; `shorter` if that is more than Kafka takes: it must be told all the same."""
         if self._lapsed():
             raise PublishError(
                 "Kafka has not heard from this bridge for longer than a session: another may have judged it",
                 event_id=event_id,
             )
         _remember(self._begun, event_id)
+        try:
+            await self._send(event_id, data, cause)
+        except EncodeError as too_large:
+            if shorter is None:
+                raise
+            logger.warning("answer_cut", extra={"event_id": event_id, "error": str(too_large)})
+            data = shorter
+            await self._send(event_id, data, cause)
+        failpoints.hit("answer.published")
+        reason = getattr(data, "reason", None) if data.topic == "events" else None
+        error: ErrorInfo | None = getattr(data, "error", None)
+        labels = {"type": data.event_type, "reason": error.type if error else reason or ""}
+        metrics.answers.add(1, labels)
+        if data.topic == "results":
+            # A rejected run's type may be anything: only one that an app offers is a label.
+            run_type = None if error and error.type == "unknown_run_type" else getattr(data, "run_type", None)
+            outcome = data.event_type.split(".")[2]
+            metrics.runs_ended.add(1, {"run_type": run_type or "unknown", "outcome": outcome})
+
+    async def _send(self, event_id: str, data: EventData, cause: Event | None) -> None:
         traceparent, tracestate = inject()
         if traceparent is None and cause is not None:
             traceparent, tracestate = cause.traceparent, cause.tracestate
@@ -101,16 +124,6 @@ class Answers:
                 tracestate=tracestate,
             )
         )
-        failpoints.hit("answer.published")
-        reason = getattr(data, "reason", None) if data.topic == "events" else None
-        error: ErrorInfo | None = getattr(data, "error", None)
-        labels = {"type": data.event_type, "reason": error.type if error else reason or ""}
-        metrics.answers.add(1, labels)
-        if data.topic == "results":
-            # A rejected run's type may be anything: only one that an app offers is a label.
-            run_type = None if error and error.type == "unknown_run_type" else getattr(data, "run_type", None)
-            outcome = data.event_type.split(".")[2]
-            metrics.runs_ended.add(1, {"run_type": run_type or "unknown", "outcome": outcome})
 
     async def again(self, record: KafkaRecord) -> None:
         """Publish a command anew, as it is, at the end of its topic."""
@@ -124,7 +137,8 @@ class Answers:
         """The run is not started."""
         run_id = event.data.run_id or event.id
         data = RunRejected(run_id=run_id, run_type=event.data.run_type, error=error)
-        await self._end(run_id, data, data.model_copy(update={"error": _cut(error)}), event)
+        shorter = data.model_copy(update={"error": _cut(error)})
+        await self._say(ids.outcome_id(run_id), data, event, shorter=shorter)
 
     async def cancelled(
         self, run_id: str, run_type: str | None, reason: str | None, cause: Event | None
@@ -132,34 +146,26 @@ class Answers:
         """The run was ended by termination."""
         data = RunCancelled(run_id=run_id, run_type=run_type, reason=reason, finished_at=self.now())
         shorter = data.model_copy(update={"reason": reason and reason[:_CUT_LENGTH]})
-        await self._end(run_id, data, shorter, cause)
+        await self._say(ids.outcome_id(run_id), data, cause, shorter=shorter)
         _remember(self._told, run_id)
 
     async def failed(self, run_id: str, run_type: str, error: ErrorInfo, finished_at: datetime) -> None:
         """The scheduler itself failed the run."""
         data = RunFailed(run_id=run_id, run_type=run_type, error=error, finished_at=finished_at)
-        await self._end(run_id, data, data.model_copy(update={"error": _cut(error)}), None)
+        shorter = data.model_copy(update={"error": _cut(error)})
+        await self._say(ids.outcome_id(run_id), data, None, shorter=shorter)
         _remember(self._told, run_id)
-
-    async def _end(self, run_id: str, outcome: EventData, shorter: EventData, cause: Event | None) -> None:
-        """Say how a run ended; `shorter` if that is more than Kafka takes: it must be told all the same."""
-        event_id = ids.outcome_id(run_id)
-        try:
-            await self._say(event_id, outcome, cause)
-        except EncodeError as error:
-            logger.warning("outcome_cut", extra={"run_id": run_id, "error": str(error)})
-            await self._say(event_id, shorter, cause)
 
     async def control_done(self, event: Event[RunControl], *, suspended: bool) -> None:
         """A suspend or resume took effect."""
         command = event.data
-        event_id = ids.control_done_id(command.run_id, command.action, event.id)
-        try:
-            await self._give(event_id, _progress(command, suspended, command.reason), event)
-        except EncodeError as error:
-            logger.warning("answer_cut", extra={"run_id": command.run_id, "error": str(error)})
-            reason = command.reason and command.reason[:_CUT_LENGTH]
-            await self._give(event_id, _progress(command, suspended, reason), event)
+        reason = command.reason
+        await self._give(
+            ids.control_done_id(command.run_id, command.action, event.id),
+            _progress(command, suspended, reason),
+            event,
+            shorter=_progress(command, suspended, reason and reason[:_CUT_LENGTH]),
+        )
 
     async def control_refused(self, event: Event[RunControl], reason: ControlRefusal) -> None:
         """A control command changed nothing."""
@@ -179,8 +185,10 @@ class Answers:
         answer = ApprovalRefused(run_id=data.run_id, approval_id=name, reason=reason, message=message)
         await self._give(ids.approval_refused_id(data.run_id, name, event.id), answer, event)
 
-    async def _give(self, event_id: str, answer: EventData, command: Event) -> None:
-        await self._say(event_id, answer, command)
+    async def _give(
+        self, event_id: str, answer: EventData, command: Event, *, shorter: EventData | None = None
+    ) -> None:
+        await self._say(event_id, answer, command, shorter=shorter)
         _remember(self._given, event_id)
 
 

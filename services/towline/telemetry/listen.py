@@ -9,6 +9,11 @@ from pydantic import AfterValidator
 _PORT_MAX: Final = 65_535
 
 
+def is_port(text: str) -> bool:
+    """Whether `text` is the number of a port, 0 (any) included."""
+    return text.isascii() and text.isdigit() and len(text) <= len(str(_PORT_MAX)) and int(text) <= _PORT_MAX
+
+
 def split_listen(listen: str) -> tuple[str, int]:
     """Host and port of "host:port"; no host, as in ":8081" or "8081", is 127.0.0.1.
 
@@ -16,7 +21,7 @@ def split_listen(listen: str) -> tuple[str, int]:
         ValueError: It is not of that form.
     """
     host, _, port = listen.rpartition(":")
-    if not (port.isascii() and port.isdigit()) or len(port) > len(str(_PORT_MAX)) or int(port) > _PORT_MAX:
+    if not is_port(port):
         raise ValueError(f"{listen!r} is not host:port, for example 127.0.0.1:8081")
     return host.strip("[]") or "127.0.0.1", int(port)
 

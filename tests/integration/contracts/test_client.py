@@ -13,6 +13,7 @@ from uuid import UUID
 import pytest
 from aiokafka import AIOKafkaConsumer
 from opentelemetry.sdk.trace import TracerProvider
+from tests.integration.contracts.broker import own_broker
 from tests.integration.contracts.raw import (
     NOW,
     completed,
@@ -48,9 +49,7 @@ from towline.contracts import (
     ids,
     outcomes,
 )
-from towline.contracts.kafka import ensure_topics
 from towline.contracts.payload_reference import PayloadReference
-from towline.dev import KafkaPart
 
 TIMEOUT_S = 30.0
 
@@ -280,20 +279,17 @@ async def test_bad_records_on_results_are_counted_and_passed_over(kafka_settings
 
 @pytest.mark.slow
 async def test_waiting_survives_a_killed_broker(tmp_path: Path) -> None:
-    with KafkaPart(data=tmp_path / "kafka") as kafka:
-        settings = KafkaSettings(bootstrap=kafka.bootstrap)
-        await ensure_topics(settings, partitions=2)
-        async with TowlineClient(settings) as client, EventProducer(settings) as platform:
-            run, other = await client.start("a"), await client.start("a")
-            await platform.send(completed(other.run_id))
-            assert await other.result(TIMEOUT_S) == "done"
-            waiting = asyncio.create_task(run.result(90))
-            follow = asyncio.create_task(_collect(run.events()))
-            kafka.kill()
-            await asyncio.to_thread(kafka.start)
-            await platform.send_many([started(run.run_id), completed(run.run_id, "after")])
-            assert await waiting == "after"
-            assert await asyncio.wait_for(follow, 90) == [f"{run.run_id}/started", f"{run.run_id}/outcome"]
+    async with own_broker(tmp_path) as (kafka, client, platform):
+        run, other = await client.start("a"), await client.start("a")
+        await platform.send(completed(other.run_id))
+        assert await other.result(TIMEOUT_S) == "done"
+        waiting = asyncio.create_task(run.result(90))
+        follow = asyncio.create_task(_collect(run.events()))
+        kafka.kill()
+        await asyncio.to_thread(kafka.start)
+        await platform.send_many([started(run.run_id), completed(run.run_id, "after")])
+        assert await waiting == "after"
+        assert await asyncio.wait_for(follow, 90) == [f"{run.run_id}/started", f"{run.run_id}/outcome"]
 
 
 async def _collect(events: object) -> list[str]:

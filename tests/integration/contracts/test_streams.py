@@ -14,6 +14,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
+from tests.integration.contracts.broker import own_broker
 from tests.integration.contracts.raw import (
     completed,
     grow,
@@ -35,8 +36,6 @@ from towline.contracts import (
     streams,
 )
 from towline.contracts.faststream import decoder, parser
-from towline.contracts.kafka import ensure_topics
-from towline.dev import KafkaPart
 
 TIMEOUT_S = 30.0
 
@@ -201,19 +200,16 @@ async def test_a_closed_stream_is_not_opened_again(kafka_settings: KafkaSettings
 
 @pytest.mark.slow
 async def test_a_group_survives_a_killed_broker(tmp_path: Path) -> None:
-    with KafkaPart(data=tmp_path / "kafka") as kafka:
-        settings = KafkaSettings(bootstrap=kafka.bootstrap)
-        await ensure_topics(settings, partitions=2)
-        async with TowlineClient(settings) as client, EventProducer(settings) as platform:
-            await platform.send(completed("before"))
-            stream = client.results("g")
-            assert await take(stream, 1) == ["before"]
-            waiting = asyncio.create_task(anext(stream))
-            kafka.kill()
-            await asyncio.to_thread(kafka.start)
-            await platform.send(completed("after"))
-            event = await asyncio.wait_for(waiting, 90)
-            assert event.data.run_id == "after"
+    async with own_broker(tmp_path) as (kafka, client, platform):
+        await platform.send(completed("before"))
+        stream = client.results("g")
+        assert await take(stream, 1) == ["before"]
+        waiting = asyncio.create_task(anext(stream))
+        kafka.kill()
+        await asyncio.to_thread(kafka.start)
+        await platform.send(completed("after"))
+        event = await asyncio.wait_for(waiting, 90)
+        assert event.data.run_id == "after"
 
 
 @pytest.mark.parametrize("where", ["subscriber", "broker"])
@@ -255,13 +251,10 @@ async def test_faststream_subscribers_get_typed_events(kafka_settings: KafkaSett
 
 @pytest.mark.slow
 async def test_a_stream_is_closed_though_kafka_is_away(tmp_path: Path) -> None:
-    with KafkaPart(data=tmp_path / "kafka") as kafka:
-        settings = KafkaSettings(bootstrap=kafka.bootstrap)
-        await ensure_topics(settings, partitions=2)
-        async with TowlineClient(settings) as client, EventProducer(settings) as platform:
-            await platform.send_many([completed("one"), completed("two")])
-            stream = client.results("g")
-            await take(stream, 2)
-            await asyncio.to_thread(kafka.kill)
-            async with asyncio.timeout(25):
-                await stream.aclose()
+    async with own_broker(tmp_path) as (kafka, client, platform):
+        await platform.send_many([completed("one"), completed("two")])
+        stream = client.results("g")
+        await take(stream, 2)
+        await asyncio.to_thread(kafka.kill)
+        async with asyncio.timeout(25):
+            await stream.aclose()

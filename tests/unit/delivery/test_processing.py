@@ -157,22 +157,12 @@ async def test_a_deferred_record_lets_its_lane_go_on_but_holds_the_offset():
     await bench.until_committable(3)
 
 
-async def test_an_ending_that_raises_makes_a_dead_letter():
+@pytest.mark.parametrize(
+    "error", [RuntimeError("bug"), asyncio.CancelledError()], ids=["bug", "cancelled by nobody"]
+)
+async def test_an_ending_that_raises_makes_a_dead_letter(error):
     async def ending():
-        raise RuntimeError("bug")
-
-    async def handle(_delivery):
-        return Deferred(ending())
-
-    bench = Bench(handle)
-    bench.feed(b"k")
-    await bench.until_committable(1)
-    assert bench.letters == [(0, "handler_failed")]
-
-
-async def test_an_ending_that_is_cancelled_by_nobody_makes_a_dead_letter():
-    async def ending():
-        raise asyncio.CancelledError
+        raise error
 
     async def handle(_delivery):
         return Deferred(ending())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import sqlite3
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +21,6 @@ from towline.scheduler.store import failpoints
 from towline.scheduler.store.database import connect
 
 ENTITY = "@counter@one"
-
-
-@pytest.fixture(autouse=True)
-def _disarmed() -> Iterator[None]:
-    yield
-    failpoints.disarm()
 
 
 def call(entity_id: str = ENTITY, request_id: str = "r1") -> pb.OrchestratorAction:

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 from durabletask.internal import orchestrator_service_pb2 as pb
-from tests.unit.scheduler.test_store import given, open_runtime
+from tests.unit.scheduler.test_store import given
 from tests.waiting import eventually_async
 
 from towline.scheduler.engine import control, lifecycle
 from towline.scheduler.engine.model import TERMINATED
 from towline.scheduler.server.dispatch import Stream
 from towline.scheduler.server.runtime import Runtime
-
-
-@pytest.fixture
-async def runtime(tmp_path: Path) -> AsyncIterator[Runtime]:
-    runtime, writer = open_runtime(tmp_path)
-    yield runtime
-    runtime.close()
-    writer.close()
 
 
 def worker(runtime: Runtime, name: str, version: str) -> Stream:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf.wrappers_pb2 import StringValue
-from tests.unit.scheduler.test_store import ACTIVITY, answer, attached, given, open_runtime
+from tests.unit.scheduler.test_store import ACTIVITY, answer, attached, given
 from tests.waiting import eventually_async
 
 from towline.scheduler.engine import control, lifecycle
@@ -25,12 +24,8 @@ BUDGET_BYTES = 10 * len(PAYLOAD)
 
 
 @pytest.fixture
-async def runtime(tmp_path: Path) -> AsyncIterator[Runtime]:
-    cache = CacheLimits(instances=1_000, entities=1_000, history_bytes=BUDGET_BYTES)
-    runtime, writer = open_runtime(tmp_path, cache=cache)
-    yield runtime
-    runtime.close()
-    writer.close()
+def runtime_options() -> dict[str, CacheLimits]:
+    return {"cache": CacheLimits(instances=1_000, entities=1_000, history_bytes=BUDGET_BYTES)}
 
 
 async def start_all(runtime: Runtime) -> int:

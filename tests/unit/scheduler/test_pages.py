@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import sqlite3
+from collections.abc import Callable
+from typing import TypeVar
 
 from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf.wrappers_pb2 import StringValue
-from tests.unit.scheduler.test_store import open_runtime
 
 from towline.scheduler.engine import lifecycle
 from towline.scheduler.server.queries import query_entities, query_instances
+from towline.scheduler.server.runtime import Runtime
 from towline.scheduler.store.statements import SQL
 
 CLIENT_TAKES = 4 * 1024 * 1024
 LARGEST = 4 * 1024 * 1024 - 131_072
 """An input may have so many bytes."""
+QueryT = TypeVar("QueryT", pb.InstanceQuery, pb.EntityQuery)
+PageT = TypeVar("PageT", pb.QueryInstancesResponse, pb.QueryEntitiesResponse)
 SIZES = (500_000, LARGEST, 10, LARGEST, LARGEST)
 
 
-async def test_large_inputs_one_after_the_other_come_in_pages_that_a_client_takes(tmp_path: Path) -> None:
-    runtime, writer = open_runtime(tmp_path)
+def pages_of(query: QueryT, ask: Callable[[QueryT], PageT]) -> list[PageT]:
+    """All of them, none larger than a client takes."""
+    pages: list[PageT] = []
+    while True:
+        page = ask(query)
+        assert page.ByteSize() <= CLIENT_TAKES
+        pages.append(page)
+        if not page.HasField("continuationToken"):
+            return pages
+        query.continuationToken.CopyFrom(page.continuationToken)
+
+
+async def test_large_inputs_one_after_the_other_come_in_pages_that_a_client_takes(
+    runtime: Runtime, writer: sqlite3.Connection
+) -> None:
     hub = runtime.hub("h")
     for number, size in enumerate(SIZES):
         request = pb.CreateInstanceRequest(
@@ -30,39 +47,24 @@ async def test_large_inputs_one_after_the_other_come_in_pages_that_a_client_take
         )
     await runtime.journal.commit()
 
-    query = pb.InstanceQuery(fetchInputsAndOutputs=True)
-    found: list[str] = []
-    while True:
-        page = query_instances(writer, hub, query)
-        assert page.ByteSize() <= CLIENT_TAKES
-        found += [state.instanceId for state in page.orchestrationState]
-        if not page.HasField("continuationToken"):
-            break
-        query.continuationToken.CopyFrom(page.continuationToken)
-
-    assert found == [f"run{number}" for number in range(len(SIZES))]
-    runtime.close()
-    writer.close()
+    pages = pages_of(
+        pb.InstanceQuery(fetchInputsAndOutputs=True), lambda query: query_instances(writer, hub, query)
+    )
+    assert [state.instanceId for page in pages for state in page.orchestrationState] == [
+        f"run{number}" for number in range(len(SIZES))
+    ]
 
 
-async def test_large_states_one_after_the_other_come_in_pages_that_a_client_takes(tmp_path: Path) -> None:
-    runtime, writer = open_runtime(tmp_path)
+async def test_large_states_one_after_the_other_come_in_pages_that_a_client_takes(
+    runtime: Runtime, writer: sqlite3.Connection
+) -> None:
     hub = runtime.hub("h")
     await runtime.journal.commit()
     for number, size in enumerate(SIZES):
         row = (number + 1, hub, f"@e@{number}", "x" * size, 0, None, None, None, 0, 0, 0, None)
         writer.execute(SQL["insert_entity"], row)
 
-    query = pb.EntityQuery(includeState=True)
-    found: list[str] = []
-    while True:
-        page = query_entities(writer, hub, query)
-        assert page.ByteSize() <= CLIENT_TAKES
-        found += [entity.instanceId for entity in page.entities]
-        if not page.HasField("continuationToken"):
-            break
-        query.continuationToken.CopyFrom(page.continuationToken)
-
-    assert found == [f"@e@{number}" for number in range(len(SIZES))]
-    runtime.close()
-    writer.close()
+    pages = pages_of(pb.EntityQuery(includeState=True), lambda query: query_entities(writer, hub, query))
+    assert [entity.instanceId for page in pages for entity in page.entities] == [
+        f"@e@{number}" for number in range(len(SIZES))
+    ]

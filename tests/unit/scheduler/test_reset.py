@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,28 +22,9 @@ from towline.scheduler.store.database import connect
 GRACE_S = 0.05
 
 
-@pytest.fixture(autouse=True)
-def _disarmed() -> Iterator[None]:
-    yield
-    failpoints.disarm()
-
-
 @pytest.fixture
-async def opened(tmp_path: Path) -> AsyncIterator[tuple[Runtime, sqlite3.Connection]]:
-    runtime, writer = open_runtime(tmp_path, GRACE_S)
-    yield runtime, writer
-    runtime.close()
-    writer.close()
-
-
-@pytest.fixture
-def runtime(opened: tuple[Runtime, sqlite3.Connection]) -> Runtime:
-    return opened[0]
-
-
-@pytest.fixture
-def writer(opened: tuple[Runtime, sqlite3.Connection]) -> sqlite3.Connection:
-    return opened[1]
+def runtime_options() -> dict[str, float]:
+    return {"grace_s": GRACE_S}
 
 
 class Worker:

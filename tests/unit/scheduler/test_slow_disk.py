@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from durabletask.internal import orchestrator_service_pb2 as pb
@@ -15,7 +14,6 @@ from tests.unit.scheduler.test_store import (
     answer,
     attached,
     given,
-    open_runtime,
     raise_event,
     raised,
     start,
@@ -56,14 +54,6 @@ class SlowDisk:
 
     def end_all(self) -> None:
         self._may_end.release(1_000)
-
-
-@pytest.fixture
-async def runtime(tmp_path: Path) -> AsyncIterator[Runtime]:
-    runtime, writer = open_runtime(tmp_path)
-    yield runtime
-    runtime.close()
-    writer.close()
 
 
 @pytest.fixture

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Generator
+from collections.abc import Generator
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 import pytest
 from durabletask.internal import orchestrator_service_pb2 as pb
-from tests.unit.scheduler.test_store import answer, attached, given, open_runtime, raise_event, raised, start
+from tests.unit.scheduler.test_store import answer, attached, given, raise_event, raised, start
 from tests.waiting import eventually_async
 
 from towline.scheduler.engine.model import Timer
 from towline.scheduler.server.runtime import Runtime
 from towline.scheduler.server.timers import Timers
 from towline.scheduler.store.database import connect
-
-
-@pytest.fixture
-async def opened(tmp_path: Path) -> AsyncIterator[tuple[Runtime, sqlite3.Connection]]:
-    runtime, writer = open_runtime(tmp_path)
-    yield runtime, writer
-    runtime.close()
-    writer.close()
 
 
 @contextmanager

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import sqlite3
 from pathlib import Path
 
 import pytest
 from durabletask.internal import orchestrator_service_pb2 as pb
-from tests.unit.scheduler.test_store import answer, open_runtime, start, take
+from tests.unit.scheduler.test_store import answer, start, take
 from tests.waiting import eventually_async
 
 from towline.scheduler.engine.errors import NotDurableError
 from towline.scheduler.server.readers import Readers
+from towline.scheduler.server.runtime import Runtime
 from towline.scheduler.server.upkeep import Upkeep
 from towline.scheduler.store import failpoints
 
 
-@pytest.fixture(autouse=True)
-def _disarmed() -> Iterator[None]:
-    yield
-    failpoints.disarm()
-
-
 async def test_retention_goes_on_after_a_moment_in_which_the_file_could_not_be_opened(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    runtime: Runtime, writer: sqlite3.Connection, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No file descriptor was free, say."""
-    runtime, writer = open_runtime(tmp_path)
     await start(runtime, "run")
     (turn,) = take(runtime)
     end = pb.CompleteOrchestrationAction(orchestrationStatus=pb.ORCHESTRATION_STATUS_COMPLETED)
@@ -47,13 +41,12 @@ async def test_retention_goes_on_after_a_moment_in_which_the_file_could_not_be_o
     await eventually_async(lambda: writer.execute(count).fetchone() == (0,), "it is deleted", timeout_s=5)
     await upkeep.stop()
     readers.close()
-    runtime.close()
-    writer.close()
 
 
-async def test_a_hub_is_not_emptied_while_its_deletion_may_yet_fail(tmp_path: Path) -> None:
+async def test_a_hub_is_not_emptied_while_its_deletion_may_yet_fail(
+    runtime: Runtime, writer: sqlite3.Connection
+) -> None:
     """The commit failed while the first of its runs were being looked for: they were deleted all the same."""
-    runtime, writer = open_runtime(tmp_path)
     await start(runtime, "run")
     readers = Readers(runtime.path)
     upkeep = Upkeep(runtime, readers, ping_s=60.0, retention_s=None)
@@ -67,13 +60,12 @@ async def test_a_hub_is_not_emptied_while_its_deletion_may_yet_fail(tmp_path: Pa
 
     assert writer.execute("SELECT id FROM instance ORDER BY id").fetchall() == [("later",), ("run",)]
     readers.close()
-    runtime.close()
-    writer.close()
 
 
-async def test_a_delayed_signal_leaves_nothing_in_a_hub_that_is_gone(tmp_path: Path) -> None:
+async def test_a_delayed_signal_leaves_nothing_in_a_hub_that_is_gone(
+    runtime: Runtime, writer: sqlite3.Connection
+) -> None:
     """It would be counted as work that waits for ever."""
-    runtime, writer = open_runtime(tmp_path)
     readers = Readers(runtime.path)
     upkeep = Upkeep(runtime, readers, ping_s=60.0, retention_s=None)
     signal = pb.SignalEntityRequest(instanceId="@counter@one", name="add")
@@ -90,5 +82,3 @@ async def test_a_delayed_signal_leaves_nothing_in_a_hub_that_is_gone(tmp_path: P
     assert runtime.dispatcher.waiting == [0, 0, 0]
     assert writer.execute("SELECT count(*) FROM operation").fetchone() == (0,)
     readers.close()
-    runtime.close()
-    writer.close()

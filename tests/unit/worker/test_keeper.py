@@ -18,6 +18,7 @@ from towline.contracts.durable import DECISION_EVENT, RaisedCommand, RunEnvelope
 from towline.contracts.errors import PayloadMissingError, PayloadTooLargeError
 from towline.contracts.payloads import PayloadReference
 from towline.worker.dispatcher import Keeper, KeeperOptions
+from towline.worker.turn import Turn
 
 LONG_AGO, NOW = 0.0, 1_000.0
 
@@ -174,6 +175,14 @@ def test_asks_that_are_open_when_an_answer_can_not_be_reported_are_closed(replay
     assert len(keeper) == 0
 
 
+def first_turn(code: Any) -> tuple[Turn, pb.OrchestratorAction]:
+    """The only turn of a run, and the action that ends it."""
+    keeper, request = make_keeper(code), Scheduler(code.__name__).request()
+    turn = keeper._worker.begin_turn(request)
+    (action,) = keeper.carry_out(turn, request, "token").answer.message.actions
+    return turn, action
+
+
 class Unwritable:
     def to_json(self) -> Any:
         raise KeyError("nothing of the kind that JSON writers expect")
@@ -190,10 +199,7 @@ def test_an_output_that_breaks_its_writer_ends_the_run() -> None:
         return nested
 
     for code, error in ((returns, "KeyError"), (nests, "RecursionError")):
-        keeper, scheduler = make_keeper(code), Scheduler(code.__name__)
-        request = scheduler.request()
-        turn = keeper._worker.begin_turn(request)
-        (action,) = keeper.carry_out(turn, request, "token").answer.message.actions
+        turn, action = first_turn(code)
         assert action.completeOrchestration.orchestrationStatus == pb.ORCHESTRATION_STATUS_FAILED
         assert action.completeOrchestration.failureDetails.errorType.endswith(error)
         assert turn.outbox[-1].event.id == "run-1/outcome"  # type: ignore[union-attr]
@@ -211,10 +217,7 @@ def test_an_error_that_can_not_be_described_fails_the_run(error: Exception) -> N
     def breaks(_: Any, __: Any) -> Any:
         raise error
 
-    keeper, scheduler = make_keeper(breaks), Scheduler("breaks")
-    request = scheduler.request()
-    turn = keeper._worker.begin_turn(request)
-    (action,) = keeper.carry_out(turn, request, "token").answer.message.actions
+    turn, action = first_turn(breaks)
     failure = action.completeOrchestration.failureDetails
     assert type(error).__name__ in (failure.errorType, failure.innerFailure.errorType)
     assert turn.outbox[-1].event.type == "towline.run.failed.v1"  # type: ignore[union-attr]
@@ -242,10 +245,7 @@ def test_code_that_is_no_generator_and_stops_its_host_has_failed(stop: BaseExcep
     def stops(_: Any, __: Any) -> Any:
         raise stop
 
-    keeper, scheduler = make_keeper(stops), Scheduler("stops")
-    request = scheduler.request()
-    turn = keeper._worker.begin_turn(request)
-    (action,) = keeper.carry_out(turn, request, "token").answer.message.actions
+    turn, action = first_turn(stops)
     assert action.completeOrchestration.orchestrationStatus == pb.ORCHESTRATION_STATUS_FAILED
     assert turn.outbox[-1].event.type == "towline.run.failed.v1"  # type: ignore[union-attr]
 

@@ -12,6 +12,7 @@ from towline.relay.auth.keys import KeyAuth, parse_keys
 from towline.relay.errors import RelaySettingsError
 from towline.relay.principals import Authenticator, NoAuth
 from towline.relay.settings import RelaySettings
+from towline.telemetry.listen import is_port
 
 if TYPE_CHECKING:
     from towline.contracts.signing import DecisionSigner
@@ -26,8 +27,7 @@ def split_listen(listen: str) -> tuple[str, int]:
         RelaySettingsError: It is not of that form.
     """
     host, _, port = listen.rpartition(":")
-    is_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535
-    if not host or not is_port:
+    if not host or not is_port(port):
         raise RelaySettingsError(
             f"TOWLINE_RELAY_HTTP_LISTEN: {listen!r} is not host:port, for example 127.0.0.1:8090"
         )
