@@ -15,7 +15,7 @@ from typing import Final
 
 from benchmarks.end_to_end import installed, report
 from benchmarks.end_to_end.load import Load, load
-from benchmarks.end_to_end.processes import memory_mb
+from benchmarks.end_to_end.processes import memory_mb, processor
 from benchmarks.end_to_end.results import Measured, Results
 from benchmarks.end_to_end.systems import SYSTEMS
 from benchmarks.end_to_end.systems.towline import Towline
@@ -239,7 +239,7 @@ def about(names: Sequence[str]) -> dict[str, object]:
     warning = installed.other_build()
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"cores": os.cpu_count(), "system": platform.platform()},
+        "machine": {"cores": os.cpu_count(), "system": platform.platform(), "processor": processor()},
         "versions": report.versions(),
         "systems": {name: {"about": SYSTEMS[name].about, "durable": SYSTEMS[name].durable} for name in names},
         **({"warnings": [warning]} if warning else {}),

@@ -81,7 +81,10 @@ def markdown(results: Results) -> str:
     about = results.about
     lines = ["# End to end", ""]
     if about:
-        lines += [f"{about['at']}, {about['machine']['cores']} cores, shared.", ""]
+        machine = about["machine"]
+        # Results of before 30 November do not say which processor it was.
+        processor = f" ({machine['processor']})" if "processor" in machine else ""
+        lines += [f"{about['at']}, {machine['cores']} cores{processor}, shared.", ""]
         for name, system in about["systems"].items():
             lines.append(f"- **{name}**: {system['about']} Durable: {system['durable']}.")
         lines += [line for warning in about.get("warnings", ()) for line in ("", f"**{warning}.**")]

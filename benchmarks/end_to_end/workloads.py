@@ -100,11 +100,12 @@ async def waiting_approvals(generator: Load, messages: Mapping[str, str]) -> Wor
         waiting = await cores(system, _WAITING_S)
         stored = await asyncio.to_thread(system.stored_kb)
     # From here on outcomes are all that is waited for.
-    began = time.perf_counter()
+    used_ms, began = _own_cpu_ms(system), time.perf_counter()
     await generator.publish([system.decide(*pair) for pair in asked.items()])
     await generator.answered(messages)
     facts = {f"waiting_{place}_kb": (kb - before[place]) / len(messages) for place, kb in stored.items()}
     facts["waiting_cores"] = waiting
+    facts["resuming_ms"] = (_own_cpu_ms(system) - used_ms) / len(messages)
     return Work(_until_last(generator, messages, began), facts=facts)
 
 
@@ -137,11 +138,13 @@ def offered(rate: float) -> Callable[[Load, Mapping[str, str]], Awaitable[Work]]
 
 async def cores(system: System, seconds: float) -> float:
     """Cores that the system's own processes use together over the next `seconds`."""
-    before = {name: cpu_ms(system.processes[name]) for name in system.own}
-    began = time.perf_counter()
+    before_ms, began = _own_cpu_ms(system), time.perf_counter()
     await asyncio.sleep(seconds)
-    used_ms = sum(cpu_ms(system.processes[name]) - ms for name, ms in before.items())
-    return used_ms / 1000 / (time.perf_counter() - began)
+    return (_own_cpu_ms(system) - before_ms) / 1000 / (time.perf_counter() - began)
+
+
+def _own_cpu_ms(system: System) -> float:
+    return sum(cpu_ms(system.processes[name]) for name in system.own)
 
 
 def memory_at_rest(system: System) -> dict[str, float]:

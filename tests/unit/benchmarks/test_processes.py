@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
-from benchmarks.end_to_end.processes import PeakMemory, cpu_ms, family, memory_mb
+from benchmarks.end_to_end.processes import PeakMemory, cpu_ms, family, memory_mb, processor
 
 _PARENT = """
 import subprocess, sys
@@ -56,3 +58,11 @@ def test_the_time_of_children_that_have_ended_counts() -> None:
         assert process.stdout.readline() == "done\n"
         assert cpu_ms(process.pid) >= 300
         process.communicate("\n")
+
+
+def test_the_processor_is_told_apart_from_others_of_its_name() -> None:
+    """A cloud's machines all say `AMD EPYC`, whatever their generation."""
+    lines = {re.sub(r"\s*:", ":", line) for line in Path("/proc/cpuinfo").read_text().splitlines()}
+    name, *numbers = processor().split(", ")
+    assert f"model name: {name}" in lines
+    assert all(": ".join(number.rsplit(" ", 1)) in lines for number in numbers)
