@@ -7,13 +7,14 @@ import asyncio
 import hmac
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, Final
 
 import grpc
 from durabletask.internal import orchestrator_service_pb2 as pb
 
 from towline.http2 import Handler, ServedCall
-from towline.scheduler.engine.errors import NotDurableError
+from towline.scheduler.engine.errors import NotDurableError, SchedulerError
 from towline.scheduler.engine.model import Instance
 from towline.scheduler.server.answers import UnusableAnswerError
 from towline.scheduler.server.calls import Wait, WorkItems, end
@@ -90,6 +91,10 @@ class Binding:
             try:
                 name = DEFAULT_HUB if free else self.metadata(call)[0]
                 reply = change(service, parse(data), runtime.hub(name) if hub else 0)
+            except SchedulerError as refusal:
+                # What it rests on may not be on disk yet: a run that "already exists" could still be undone.
+                when_durable(partial(_end_refused, call, refusal))
+                return
             except UnusableAnswerError:
                 self._tasks.start(self._refuse_answer(call), call)
                 return
@@ -216,6 +221,10 @@ class Binding:
             return
         _log.info("worker.connected", extra={"hub": hub, "worker": stream.worker, "capacity": capacity})
         WorkItems(self._runtime, call, stream).start()
+
+
+def _end_refused(call: ServedCall, refusal: SchedulerError, failure: NotDurableError | None) -> None:
+    end(call, failure or refusal)
 
 
 class Tasks:
