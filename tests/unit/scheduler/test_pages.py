@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf.wrappers_pb2 import StringValue
 
 from towline.scheduler.engine import lifecycle
-from towline.scheduler.server.queries import query_entities, query_instances
+from towline.scheduler.server.queries import purge_candidates, query_entities, query_instances
 from towline.scheduler.server.runtime import Runtime
 from towline.scheduler.store.statements import SQL
 
@@ -68,3 +70,37 @@ async def test_large_states_one_after_the_other_come_in_pages_that_a_client_take
     assert [entity.instanceId for page in pages for entity in page.entities] == [
         f"@e@{number}" for number in range(len(SIZES))
     ]
+
+
+@contextmanager
+def memory_bound(megabytes: int) -> Generator[None]:
+    """Fails if more is allocated meanwhile."""
+    tracemalloc.start()
+    yield
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < megabytes << 20
+
+
+async def test_a_page_takes_the_memory_of_what_is_on_it_not_of_all_that_follows(
+    runtime: Runtime, writer: sqlite3.Connection
+) -> None:
+    """Of 256 large outputs all were read for each page, and every page showed one of them."""
+    hub = runtime.hub("h")
+    for number in range(30):
+        request = pb.CreateInstanceRequest(instanceId=f"run{number}", name="x")
+        runtime.change(
+            lambda changes, world, now, one=request: lifecycle.start(changes, world, hub, one, now)
+        )
+    await runtime.journal.commit()
+    writer.execute("UPDATE instance SET output=?", ("x" * 1_000_000,))
+    for number in range(30):
+        row = (number + 100, hub, f"@e@{number}", "x" * 1_000_000, 0, None, None, None, 0, 0, 0, None)
+        writer.execute(SQL["insert_entity"], row)
+
+    with memory_bound(12):
+        query_instances(writer, hub, pb.InstanceQuery(maxInstanceCount=1))
+    with memory_bound(12):
+        query_entities(writer, hub, pb.EntityQuery(includeState=True))
+    with memory_bound(12):
+        purge_candidates(writer, hub, pb.PurgeInstanceFilter(), (-1, ""), 200)

@@ -87,12 +87,8 @@ def _instance_rows(
     tail: tuple[object, ...] = ()
     if prefix:
         name, tail = "query_prefix", (prefix, prefix + _AFTER_ANY_TEXT)
-    while True:
-        rows = connection.execute(SQL[name], (hub, *after, until, *tail, _FETCH)).fetchall()
-        yield from rows
-        if len(rows) < _FETCH:
-            return
-        after = (rows[-1][7], rows[-1][2])
+    # One by one: a row has its output with it, and who asks for a page may want few of those that follow.
+    yield from connection.execute(SQL[name], (hub, *after, until, *tail))
 
 
 def list_ids(
@@ -145,28 +141,25 @@ def query_entities(
     )
     response = pb.QueryEntitiesResponse()
     size = 0
-    while True:
-        values = (hub, after, prefix, prefix + _AFTER_ANY_TEXT, modified_from, modified_to, _FETCH)
-        rows = connection.execute(SQL["query_entities"], values).fetchall()
-        for _, entity_id, state, modified, holder, backlog in rows:
-            if state is None and not query.includeTransient:
-                after = entity_id
-                continue
-            entity = pb.EntityMetadata(
-                instanceId=entity_id,
-                lastModifiedTime=timestamp(modified),
-                backlogQueueSize=backlog,
-                lockedBy=text(holder),
-                serializedState=text(state) if query.includeState else None,
-            )
-            size += entity.ByteSize()
-            if len(response.entities) == limit or (response.entities and size > PAGE_BYTES):
-                response.continuationToken.value = _encode_token(0, after)
-                return response
+    values = (hub, after, prefix, prefix + _AFTER_ANY_TEXT, modified_from, modified_to)
+    for _, entity_id, state, modified, holder, backlog in connection.execute(SQL["query_entities"], values):
+        if state is None and not query.includeTransient:
             after = entity_id
-            response.entities.append(entity)
-        if len(rows) < _FETCH:
-            return response
+            continue
+        entity = pb.EntityMetadata(
+            instanceId=entity_id,
+            lastModifiedTime=timestamp(modified),
+            backlogQueueSize=backlog,
+            lockedBy=text(holder),
+            serializedState=text(state) if query.includeState else None,
+        )
+        size += entity.ByteSize()
+        if len(response.entities) == limit or (response.entities and size > PAGE_BYTES):
+            response.continuationToken.value = _encode_token(0, after)
+            break
+        after = entity_id
+        response.entities.append(entity)
+    return response
 
 
 def purge_candidates(

@@ -176,17 +176,17 @@ SELECT completed, id, status FROM instance WHERE hub=? AND completed IS NOT NULL
 ORDER BY completed, id LIMIT ?
 
 -- name: query_instances
-SELECT * FROM instance WHERE hub=? AND (created, id) > (?, ?) AND created < ? ORDER BY created, id LIMIT ?
+SELECT * FROM instance WHERE hub=? AND (created, id) > (?, ?) AND created < ? ORDER BY created, id
 
 -- name: query_prefix
-SELECT * FROM instance WHERE hub=? AND (created, id) > (?, ?) AND created < ? AND id >= ? AND id < ? ORDER BY created, id LIMIT ?
+SELECT * FROM instance WHERE hub=? AND (created, id) > (?, ?) AND created < ? AND id >= ? AND id < ? ORDER BY created, id
 
 -- name: query_live
-SELECT * FROM instance WHERE hub=? AND completed IS NULL AND (created, id) > (?, ?) AND created < ? ORDER BY created, id LIMIT ?
+SELECT * FROM instance WHERE hub=? AND completed IS NULL AND (created, id) > (?, ?) AND created < ? ORDER BY created, id
 
 -- name: query_entities
 SELECT row, id, state, modified, lock_holder, (SELECT count(*) FROM operation AS o WHERE o.entity=e.row) FROM entity AS e
-WHERE hub=? AND id>? AND id>=? AND id<? AND modified>=? AND modified<? ORDER BY id LIMIT ?
+WHERE hub=? AND id>? AND id>=? AND id<? AND modified>=? AND modified<? ORDER BY id
 
 -- name: count_live
 SELECT h.name, i.status, count(*) FROM instance AS i JOIN hub AS h ON h.id=i.hub WHERE i.completed IS NULL GROUP BY 1, 2
