@@ -12,7 +12,7 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf.wrappers_pb2 import StringValue
 
 from towline.scheduler.engine import lifecycle
-from towline.scheduler.server.queries import purge_candidates, query_entities, query_instances
+from towline.scheduler.server.queries import list_ids, purge_candidates, query_entities, query_instances
 from towline.scheduler.server.runtime import Runtime
 from towline.scheduler.store.statements import SQL
 
@@ -104,3 +104,28 @@ async def test_a_page_takes_the_memory_of_what_is_on_it_not_of_all_that_follows(
         query_entities(writer, hub, pb.EntityQuery(includeState=True))
     with memory_bound(12):
         purge_candidates(writer, hub, pb.PurgeInstanceFilter(), (-1, ""), 200)
+
+
+async def test_ids_come_in_pages_that_a_client_takes_whatever_size_it_asks_for(
+    runtime: Runtime, writer: sqlite3.Connection
+) -> None:
+    hub = runtime.hub("h")
+    names = [f"{number:05}-{'x' * 2_000}" for number in range(2_500)]
+    for name in names:
+        request = pb.CreateInstanceRequest(instanceId=name, name="x")
+        runtime.change(
+            lambda changes, world, now, one=request: lifecycle.start(changes, world, hub, one, now)
+        )
+    await runtime.journal.commit()
+    writer.execute("UPDATE instance SET completed=created, status=1")
+
+    found: list[str] = []
+    request = pb.ListInstanceIdsRequest(pageSize=1_000_000)
+    while True:
+        page = list_ids(writer, hub, request)
+        assert page.ByteSize() <= CLIENT_TAKES
+        found += page.instanceIds
+        if not page.HasField("lastInstanceKey"):
+            break
+        request.lastInstanceKey.CopyFrom(page.lastInstanceKey)
+    assert sorted(found) == names

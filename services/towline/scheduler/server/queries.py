@@ -22,7 +22,6 @@ PAGE_ROWS: Final = 1_000
 PAGE_BYTES: Final = 1_048_576
 """Clients take 4 MiB by default and ask for pages of two billion rows. Only one row alone may be larger."""
 _LIST_PAGE: Final = 100
-_FETCH: Final = 256
 _FOREVER: Final = 1 << 62
 _AFTER_ANY_TEXT: Final = "\U0010ffff"
 
@@ -105,21 +104,20 @@ def list_ids(
     if request.HasField("completedTimeFrom"):
         after = max(after, (micros(request.completedTimeFrom) - 1, _AFTER_ANY_TEXT))
     until = micros(request.completedTimeTo) if request.HasField("completedTimeTo") else _FOREVER
-    limit = request.pageSize if request.pageSize > 0 else _LIST_PAGE
+    limit = min(request.pageSize, PAGE_ROWS) if request.pageSize > 0 else _LIST_PAGE
     wanted = frozenset(request.runtimeStatus)
-    found: list[tuple[int, str]] = []
-    while len(found) <= limit:
-        rows = connection.execute(SQL["list_ids"], (hub, *after, until, _FETCH)).fetchall()
-        found += [(completed, name) for completed, name, status in rows if not wanted or status in wanted]
-        if len(rows) < _FETCH:
+    response = pb.ListInstanceIdsResponse()
+    size, last = 0, after
+    for completed, name, status in connection.execute(SQL["list_ids"], (hub, *after, until)):
+        if wanted and status not in wanted:
+            continue
+        size += len(name.encode())
+        if response.instanceIds and (len(response.instanceIds) == limit or size > PAGE_BYTES):
+            response.lastInstanceKey.value = f"{last[0]}|{last[1]}"
             break
-        after = rows[-1][:2]
-    page = found[:limit]
-    more = len(found) > limit
-    return pb.ListInstanceIdsResponse(
-        instanceIds=[name for _, name in page],
-        lastInstanceKey=text(f"{page[-1][0]}|{page[-1][1]}") if more else None,
-    )
+        last = (completed, name)
+        response.instanceIds.append(name)
+    return response
 
 
 def query_entities(

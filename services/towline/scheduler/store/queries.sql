@@ -173,7 +173,7 @@ DELETE FROM timer WHERE hub=?
 
 -- name: list_ids
 SELECT completed, id, status FROM instance WHERE hub=? AND completed IS NOT NULL AND (completed, id) > (?, ?) AND completed < ?
-ORDER BY completed, id LIMIT ?
+ORDER BY completed, id
 
 -- name: query_instances
 SELECT * FROM instance WHERE hub=? AND (created, id) > (?, ?) AND created < ? ORDER BY created, id
