@@ -27,6 +27,11 @@ class Limits:
     losses: int = 10
     """Deliveries lost with their worker before a work item counts as poison."""
 
+    @property
+    def suspicious_losses(self) -> int:
+        """Losses from which on a work item may be what ends its workers."""
+        return max(1, self.losses // 2)
+
 
 class World(Protocol):
     """Access to everything that is not the state at hand. Answers include what is not committed yet."""

@@ -51,6 +51,8 @@ class Work:
     """The first turn of an instance that nobody waits for yet: what is under way goes before it."""
     ahead: bool = False
     """What it is about may be handed out while it is being committed."""
+    suspect: bool = False
+    """It was lost so often that it may be what ends its workers: one gets a single such item at a time."""
 
 
 Filter: TypeAlias = Mapping[str, frozenset[str]] | None
@@ -91,6 +93,8 @@ class Stream:
     """Assigned and not yet written; None stands for a health ping."""
     held: dict[str, Work] = field(default_factory=dict[str, Work])
     """Written and not yet answered, by token."""
+    suspect: Work | None = None
+    """What may end the worker, if it has such a thing: it gets no other until this has proved harmless."""
     closed: bool = False
     notify: Callable[[], None] = lambda: None
     """Called when there is something to write, or it was closed."""
@@ -109,6 +113,10 @@ class Stream:
         """Whether it may get one more."""
         return self.outstanding[kind] < self.capacity[kind]
 
+    def trusts(self, *, suspect: bool) -> bool:
+        """Whether it may get work that is `suspect` or not."""
+        return self.suspect is None or not suspect
+
     @property
     def load(self) -> int:
         """How much it has to do."""
@@ -125,7 +133,7 @@ class Stream:
         self.notify()
 
 
-_Key: TypeAlias = tuple[str, str, bool]
+_Key: TypeAlias = tuple[str, str, bool, bool]
 _Identity: TypeAlias = tuple[Kind, int | tuple[int, str]]
 _FAIR_EVERY: Final = 8
 """Of so many work items one is handed out by its age alone."""
@@ -133,10 +141,12 @@ _HAD_TURN_MAX: Final = 10_000
 """Instances of which it is known who had their last turn."""
 _LOOK_AHEAD: Final = 16
 """So far into a queue a worker's own instances are looked for."""
+_PROBATION_S: Final = 30.0
+"""What has not ended its worker in that time holds up no other suspect."""
 
 
 class Dispatcher:
-    """Queues by (hub, kind, name, version, fresh), so that work which nobody wants blocks nothing else.
+    """Queues by (hub, kind, name, version, fresh, suspect), so that what nobody wants blocks nothing else.
 
     Instances under way go before new ones: in a flood of these, a decision would otherwise wait until all
     that were started before it had their first turn, and all of them would be under way at once. One item
@@ -144,6 +154,9 @@ class Dispatcher:
 
     A turn goes to the worker that had the instance's last one, if that has room: it may have kept the code
     where it waits, where any other one replays the run from its beginning.
+
+    What was lost with its worker time and again goes to a worker that has no other such work. So the one that
+    ends its workers is told from those that were in their hands with it.
     """
 
     def __init__(self) -> None:
@@ -187,7 +200,7 @@ class Dispatcher:
             self._assign(stream, work)
             return
         queues = self._queues.setdefault((work.hub, work.kind), {})
-        key = (work.name, work.version, work.fresh)
+        key = (work.name, work.version, work.fresh, work.suspect)
         queue = queues.get(key)
         if queue is None:
             queue = queues[key] = deque()
@@ -221,6 +234,7 @@ class Dispatcher:
             if (
                 not stream.free(work.kind)
                 or stream.closed
+                or not stream.trusts(suspect=work.suspect)
                 or not stream.accepts(work.kind, work.name, work.version)
             ):
                 continue
@@ -233,7 +247,22 @@ class Dispatcher:
 
     def _assign(self, stream: Stream, work: Work) -> None:
         stream.outstanding[work.kind] += 1
+        if work.suspect:
+            stream.suspect = work
         stream.push(work)
+
+    def _release(self, stream: Stream, work: Work) -> None:
+        """A worker has one thing less to do."""
+        stream.outstanding[work.kind] -= 1
+        if stream.suspect is work:
+            self._clear_of_suspicion(stream)
+        else:
+            self._fill(stream, work.kind)
+
+    def _clear_of_suspicion(self, stream: Stream) -> None:
+        stream.suspect = None
+        for kind in Kind:
+            self._fill(stream, kind)
 
     def _fill(self, stream: Stream, kind: Kind) -> None:
         queues = None if self._paused else self._queues.get((stream.hub, kind))
@@ -241,16 +270,20 @@ class Dispatcher:
             by_age = self._picked % _FAIR_EVERY == 0
             best: deque[Work] | None = None
             best_rank = (False, 0)
-            for (name, version, fresh), queue in queues.items():
+            for (name, version, fresh, suspect), queue in queues.items():
                 rank = (fresh and not by_age, queue[0].number)
-                if (best is None or rank < best_rank) and stream.accepts(kind, name, version):
+                if (
+                    (best is None or rank < best_rank)
+                    and stream.trusts(suspect=suspect)
+                    and stream.accepts(kind, name, version)
+                ):
                     best, best_rank = queue, rank
             if best is None:
                 return
             self._picked += 1
             work = best.popleft() if by_age else self._pop(best, stream)
             if not best:
-                del queues[work.name, work.version, work.fresh]
+                del queues[work.name, work.version, work.fresh, work.suspect]
             self._assign(stream, work)
 
     def _pop(self, queue: deque[Work], stream: Stream) -> Work:
@@ -314,8 +347,7 @@ class Dispatcher:
         """Assigned work turned out to be no longer wanted."""
         self.waiting[work.kind] -= 1
         self._queued.discard(_place(work))
-        stream.outstanding[work.kind] -= 1
-        self._fill(stream, work.kind)
+        self._release(stream, work)
 
     def answered(self, stream: Stream, token: str) -> Work | None:
         """A worker is done with something: it has room again."""
@@ -334,13 +366,17 @@ class Dispatcher:
                     if (work := self._take_back(stream, token)) is not None:
                         self._had_turn.pop(work.subject, None)
                         found.append((stream, work))
+                suspect = stream.suspect
+                if suspect is not None and suspect.token in stream.held:
+                    sent_at = suspect.deadline - suspect.lease_s
+                    if sent_at + _PROBATION_S <= now:
+                        self._clear_of_suspicion(stream)
         return found
 
     def _take_back(self, stream: Stream, token: str) -> Work | None:
         work = stream.held.pop(token, None)
         if work is not None:
-            stream.outstanding[work.kind] -= 1
-            self._fill(stream, work.kind)
+            self._release(stream, work)
         return work
 
     def ping(self) -> None:
@@ -379,6 +415,7 @@ class Dispatcher:
                 stream.pending.clear()
                 stream.held.clear()
                 stream.outstanding = [0, 0, 0]
+                stream.suspect = None
 
     def counts(self) -> dict[str, int]:
         """Work items by kind and state, for metrics."""

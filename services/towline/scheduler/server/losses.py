@@ -84,6 +84,7 @@ class Losses:
 
         def lose(changes: Changes, now: int) -> None:
             if self._losers[work.kind](work, changes, now, counts):
+                again.suspect = self._runtime.is_suspect(again)
                 self._runtime.offer_after(again, delay_s)
 
         self._runtime.change_quietly(lose)

@@ -199,6 +199,7 @@ class Runtime:
                     instance.version or "",
                     (instance.hub, instance.id),
                     fresh=instance.turn_at == 0 and instance.parent is None,
+                    suspect=instance.losses >= self.world.limits.suspicious_losses,
                 )
                 more_to_come = self.world.has_activities(instance)
                 self.joins.offer(instance, partial(offer, turn), more_to_come=more_to_come)
@@ -227,9 +228,10 @@ class Runtime:
                 self.dispatcher.offer(self._batch_work(entity, ahead=True))
                 self.dispatcher.write_now(entity.hub)
 
-    @staticmethod
-    def _batch_work(entity: Entity, *, ahead: bool = False) -> Work:
-        return Work(Kind.ENTITY, entity.hub, entity.name, "", (entity.hub, entity.id), ahead=ahead)
+    def _batch_work(self, entity: Entity, *, ahead: bool = False) -> Work:
+        suspect = entity.losses >= self.world.limits.suspicious_losses
+        subject = (entity.hub, entity.id)
+        return Work(Kind.ENTITY, entity.hub, entity.name, "", subject, ahead=ahead, suspect=suspect)
 
     @staticmethod
     def _activity_work(activity: Activity) -> Work:
@@ -350,6 +352,17 @@ class Runtime:
         if len(changes.rows) != before:
             self.journal.kick()
         return result
+
+    def is_suspect(self, work: Work) -> bool:
+        """Whether work was lost so often that it may be what ends its workers."""
+        if isinstance(work.subject, Activity):
+            losses = work.subject.losses
+        elif work.kind is Kind.ENTITY:
+            losses = self.world.entity(*work.subject).losses
+        else:
+            instance = self.world.instance(*work.subject)
+            losses = 0 if instance is None else instance.losses
+        return losses >= self.world.limits.suspicious_losses
 
     def instance_of(self, work: Work) -> Instance | None:
         """The instance that a turn is for, if it still exists."""
