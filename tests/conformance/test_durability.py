@@ -262,6 +262,73 @@ def test_a_damaged_file_is_refused_with_a_clear_error(own_server: ServerProcess)
     assert str(own_server.data) in again.stdout + again.stderr
 
 
+def refused_start(server: ServerProcess) -> str:
+    """What a server says that does not start."""
+    ended = subprocess.run(
+        [*server.command, "--data", str(server.data), "--listen", "127.0.0.1:0"],
+        capture_output=True,
+        timeout=20,
+        check=False,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+    return ended.stderr
+
+
+def test_a_page_that_is_damaged_inside_the_file_is_told_in_one_line_too(
+    own_server: ServerProcess, own_hub: Hub
+) -> None:
+    stub = own_hub.stub()
+    for number in range(200):
+        stub.StartInstance(
+            pb.CreateInstanceRequest(
+                instanceId=f"run-{number}", name="x", input=wrappers_pb2.StringValue(value="marked" * 300)
+            ),
+            timeout=10,
+        )
+    own_server.stop()
+    path = own_server.data / "scheduler.db"
+    content = path.read_bytes()
+    marked = [at for at in range(0, len(content), 4096) if b"marked" * 100 in content[at : at + 4096]]
+    with path.open("r+b") as file:
+        file.seek(marked[-1])
+        file.write(b"\xff" * 4096)
+
+    said = refused_start(own_server)
+
+    assert f"{path} is damaged" in said
+
+
+def test_a_disk_that_is_full_at_the_start_is_not_taken_for_a_damaged_file(
+    small_disk: Path, start_server: Callable[..., ServerProcess]
+) -> None:
+    """Who was told so might have deleted the file."""
+    server = start_server(folder=small_disk / "data")
+    hub = Hub(server)
+    hand = hub.hand_worker()
+    hand.stub.StartInstance(pb.CreateInstanceRequest(instanceId="run", name="by-hand"), timeout=5)
+    action = pb.OrchestratorAction(id=1, scheduleTask=pb.ScheduleTaskAction(name="act"))
+    hand.answer_turn(hand.next("orchestratorRequest"), action)
+    hand.next("activityRequest")
+    wal = server.data / "scheduler.db-wal"
+    noted = wal.stat().st_size
+    eventually(lambda: wal.stat().st_size > noted, "that it was handed out is noted")
+    server.kill()
+    hub.close()
+    filler = os.open(small_disk / "filler", os.O_WRONLY | os.O_CREAT)
+    with contextlib.suppress(OSError):
+        while True:
+            os.write(filler, b"x" * 4096)
+    os.close(filler)
+
+    said = refused_start(server)
+
+    assert "scheduler.db cannot be used: database or disk is full" in said
+    (small_disk / "filler").unlink()
+    server.start()
+
+
 def test_a_sigterm_ends_the_server_at_once_with_streams_and_waiters_open(
     own_server: ServerProcess, own_hub: Hub
 ) -> None:

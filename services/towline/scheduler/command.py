@@ -21,7 +21,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from towline.scheduler import logs
 from towline.scheduler.server import loop
 from towline.scheduler.server.app import Server, serve
-from towline.scheduler.settings import ConfigurationError, SchedulerSettings, descriptions
+from towline.scheduler.settings import ENV_PREFIX, ConfigurationError, SchedulerSettings, descriptions
 from towline.scheduler.store.database import FILE_NAME
 from towline.scheduler.store.database import backup as copy_database
 from towline.scheduler.store.errors import StoreError
@@ -65,7 +65,7 @@ def run(
     entity_lease_s: Annotated[float | None, _option("entity_lease_s")] = None,
     max_work_item_bytes: Annotated[int | None, _option("max_work_item_bytes")] = None,
     max_history_events: Annotated[int | None, _option("max_history_events")] = None,
-    log_level: Annotated[str, typer.Option(help="Least level of logs")] = "info",
+    log_level: Annotated[str | None, _option("log_level")] = None,
 ) -> None:
     """Run the server until SIGTERM or Ctrl-C. Flags are also variables, TOWLINE_SCHEDULER_..."""
     if context.invoked_subcommand is not None:
@@ -86,24 +86,32 @@ def run(
         "entity_lease_s": entity_lease_s,
         "max_work_item_bytes": max_work_item_bytes,
         "max_history_events": max_history_events,
+        "log_level": log_level,
     }
     try:
-        logs.configure(log_level)
-    except ValueError as error:
-        _fail(f"--log-level {error}")
-    try:
         settings = SchedulerSettings.read(options)
+        _configure_logs(settings, "--log-level" if log_level else f"{ENV_PREFIX}LOG_LEVEL")
         loop.run(serve(settings, lambda server: _ready(server, settings)))
     except (ConfigurationError, StoreError) as error:
         _fail(str(error))
+
+
+def _configure_logs(settings: SchedulerSettings, name: str) -> None:
+    try:
+        logs.configure(settings.log_level)
+    except ValueError as error:
+        raise ConfigurationError(f"{name} {error}") from None
 
 
 def _ready(server: Server, settings: SchedulerSettings) -> None:
     if settings.port_file is not None:
         # Readers never see half an address.
         partial = settings.port_file.with_name(settings.port_file.name + ".partial")
-        partial.write_text(server.address + "\n", encoding="utf-8")
-        partial.rename(settings.port_file)
+        try:
+            partial.write_text(server.address + "\n", encoding="utf-8")
+            partial.rename(settings.port_file)
+        except OSError as error:
+            raise ConfigurationError(f"--port-file {settings.port_file}: {error.strerror}") from error
     _log.info(
         "server.ready",
         extra={
@@ -122,11 +130,15 @@ def _fail(message: str) -> None:
 
 
 _Address = Annotated[
-    str, typer.Option(help="Address of the server, HOST:PORT", envvar="TOWLINE_SCHEDULER_ADDRESS")
+    str,
+    typer.Option(help="Address of the server, HOST:PORT", envvar="TOWLINE_SCHEDULER_ADDRESS"),
 ]
 _Token = Annotated[str | None, typer.Option(help="Bearer token", envvar="TOWLINE_SCHEDULER_TOKEN")]
 _Ca = Annotated[
-    Path | None, typer.Option(help="PEM file with the certificate to trust; plaintext if not given")
+    Path | None,
+    typer.Option(
+        help="PEM file with the certificate to trust; without it, plaintext unless the address is https://"
+    ),
 ]
 
 
@@ -136,7 +148,7 @@ def _call(
     channel = (
         grpc.insecure_channel(address)
         if ca is None
-        else grpc.secure_channel(address, grpc.ssl_channel_credentials(ca.read_bytes()))
+        else grpc.secure_channel(address, grpc.ssl_channel_credentials(_certificate(ca)))
     )
     with channel:
         call = channel.unary_unary(f"/towline.scheduler.Admin/{method}")
@@ -148,6 +160,14 @@ def _call(
                 _fail(f"{address} does not offer {method} (time can be skipped with --test-clock only)")
             _fail(f"{address}: {error.details()}")
             raise
+
+
+def _certificate(ca: Path | None) -> bytes | None:
+    try:
+        return None if ca is None else ca.read_bytes()
+    except OSError as error:
+        _fail(f"--ca {ca}: {error.strerror}")
+        raise
 
 
 @app.command()

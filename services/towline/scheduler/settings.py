@@ -104,6 +104,7 @@ class SchedulerSettings:
         None, "Seconds finished instances are kept; for ever if unset", _number, above=0
     )
     health_ping_s: float = _setting(25.0, "Seconds between pings to idle workers", _number, above=0)
+    log_level: str = _setting("info", "Least level of logs")
     cache_mb: int = _setting(128, "Memory for ready history, in MiB", int, least=1)
     cache_instances: int = _setting(20_000, "Instances kept in memory", int, least=100)
 
@@ -189,6 +190,8 @@ def _checked(name: str, given: object, metadata: Mapping[str, Any]) -> object:
         except (ValueError, KeyError):
             kinds = {int: "a whole number", _number: "a number", _switch: "true or false"}
             raise ConfigurationError(f"{name} must be {kinds[metadata['read']]}, not '{given}'") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigurationError(f"{name} must be a number, not {given}")
     if metadata["least"] is not None and not (isinstance(value, int | float) and value >= metadata["least"]):
         raise ConfigurationError(f"{name} must be at least {metadata['least']}, not {given}")
     if metadata["above"] is not None and not (isinstance(value, int | float) and value > metadata["above"]):

@@ -177,6 +177,11 @@ def test_the_health_service_answers(server: Process) -> None:
         (("--listen", "0.0.0.0:0"), "--tls-cert, --tls-key, --token"),
         (("--listen", "nowhere"), "HOST:PORT"),
         (("--grace-s", "-1"), "--grace-s"),
+        (("--grace-s", "inf"), "--grace-s"),
+        (("--tls-cert", "nowhere.pem", "--tls-key", "nowhere.key"), "--tls-cert nowhere.pem"),
+        (("--tls-cert", "pyproject.toml", "--tls-key", "nowhere.key"), "--tls-key nowhere.key"),
+        (("--tls-cert", "pyproject.toml", "--tls-key", "pyproject.toml"), "--tls-cert pyproject.toml"),
+        (("--port-file", "/nowhere/port"), "--port-file /nowhere/port"),
     ],
 )
 def test_unsafe_or_senseless_settings_are_refused_in_one_line(
@@ -187,6 +192,24 @@ def test_unsafe_or_senseless_settings_are_refused_in_one_line(
     assert ended.returncode == 2
     assert said in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_the_log_level_is_a_variable_too_as_every_flag_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOWLINE_SCHEDULER_LOG_LEVEL", "loud")
+
+    ended = run("--data", str(tmp_path / "data"), "--listen", "127.0.0.1:0")
+
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("towline scheduler: TOWLINE_SCHEDULER_LOG_LEVEL 'loud' is none of")
+
+
+def test_a_certificate_that_is_not_there_is_told_in_one_line() -> None:
+    ended = run("stats", "--ca", "nowhere.pem")
+
+    assert ended.returncode == 2
+    assert ended.stderr == "towline scheduler: --ca nowhere.pem: No such file or directory\n"
 
 
 def test_a_port_for_metrics_that_is_taken_is_told_in_one_line(tmp_path: Path) -> None:

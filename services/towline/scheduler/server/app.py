@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import signal
+import sqlite3
 import ssl
 import sys
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from towline.scheduler.server.stats import prometheus
 from towline.scheduler.server.upkeep import Upkeep
 from towline.scheduler.settings import ConfigurationError, SchedulerSettings, split_address
 from towline.scheduler.store import failpoints
-from towline.scheduler.store.database import FILE_NAME, FolderLock, connect, migrate, open_folder
+from towline.scheduler.store.database import FILE_NAME, FolderLock, connect, migrate, open_folder, unusable
 
 _log = logging.getLogger(__name__)
 
@@ -62,17 +63,19 @@ class Server:
         writer = connect(path)
         self._closers.append(writer.close)
         migrate(writer, path)
-        runtime = Runtime(
-            path,
-            writer,
-            limits=settings.limits(),
-            cache=settings.cache(),
-            leases=settings.leases(),
-            test_clock=settings.test_clock,
-        )
-        self.runtime = runtime
-        self._readers = Readers(path)
-        runtime.recover()
+        try:
+            self.runtime = runtime = Runtime(
+                path,
+                writer,
+                limits=settings.limits(),
+                cache=settings.cache(),
+                leases=settings.leases(),
+                test_clock=settings.test_clock,
+            )
+            self._readers = Readers(path)
+            runtime.recover()
+        except sqlite3.Error as error:
+            raise unusable(path, error) from error
         _tune_interpreter()
         self._binding = binding = Binding(runtime, Service(runtime, self._readers), settings.token)
         self._health = Health(binding)
@@ -103,14 +106,10 @@ class Server:
         settings = self._settings
         host, port = split_address("--listen", settings.listen)
         named = f"[{host}]" if ":" in host else host
+        tls = _tls(settings)
         try:
-            tls = None
-            if settings.tls_cert is not None and settings.tls_key is not None:
-                tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-                tls.load_cert_chain(settings.tls_cert, settings.tls_key)
-                tls.set_alpn_protocols(["h2"])
             bound = await self._calls.listen(host, port, tls)
-        except OSError as error:  # an SSLError is one too
+        except OSError as error:
             raise ConfigurationError(f"cannot listen on {named}:{port}: {error}") from error
         self.address = f"{named}:{bound}"
 
@@ -139,6 +138,26 @@ class Server:
             self._lock.release()
 
 
+def _tls(settings: SchedulerSettings) -> ssl.SSLContext | None:
+    cert, key = settings.tls_cert, settings.tls_key
+    if cert is None or key is None:
+        return None
+    for flag, path in (("--tls-cert", cert), ("--tls-key", key)):
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise ConfigurationError(f"{flag} {path}: {error.strerror}") from error
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        tls.load_cert_chain(cert, key)
+    except ssl.SSLError as error:
+        raise ConfigurationError(
+            f"--tls-cert {cert} and --tls-key {key} must be PEM files with a certificate and its key: {error}"
+        ) from error
+    tls.set_alpn_protocols(["h2"])
+    return tls
+
+
 def _tune_interpreter() -> None:
     # The commit thread needs the interpreter for some microseconds when its commit has ended: waiting the
     # usual 5 ms for it would take longer than the commit.
@@ -159,10 +178,10 @@ async def serve(settings: SchedulerSettings, ready: Callable[[Server], None]) ->
         loop.add_signal_handler(number, stopped.set)
     try:
         await server.start()
+        ready(server)
     except BaseException:
         server.close()
         raise
-    ready(server)
     await stopped.wait()
     _log.info("server.stopping")
     await server.stop()

@@ -83,11 +83,20 @@ def open_folder(folder: Path) -> FolderLock:
     return lock
 
 
+def unusable(path: Path, error: sqlite3.Error) -> StoreError:
+    """What SQLite's error says of the file: damaged, or only not to be used now (a full disk, say)."""
+    # The library's own errors have a code; in its lowest byte, without details.
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return DamagedError(f"{path} is damaged: {error} (put a backup in its place)")
+    return StoreError(f"{path} cannot be used: {error}")
+
+
 def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
     """Open a connection with the settings that durability rests on.
 
     Raises:
         DamagedError: The file is no database.
+        StoreError: It can't be used now.
     """
     try:
         connection = sqlite3.connect(
@@ -112,7 +121,7 @@ def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
             # Nothing reaches the disk before the commit, so that statements never wait for it.
             connection.execute("PRAGMA cache_spill=OFF")
     except sqlite3.DatabaseError as error:
-        raise DamagedError(f"{path} cannot be opened: {error}") from error
+        raise unusable(path, error) from error
     return connection
 
 
@@ -125,6 +134,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> int:
     Raises:
         NewerFileError: The file is of a newer version.
         DamagedError: It belongs to another program, or is broken.
+        StoreError: It can't be written now.
     """
     known = migrations()
     try:
@@ -145,7 +155,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> int:
             )
         _check_tables(connection, path)
     except sqlite3.DatabaseError as error:
-        raise DamagedError(f"{path} is damaged: {error}") from error
+        raise unusable(path, error) from error
     return version
 
 
