@@ -131,7 +131,9 @@ def _fail(message: str) -> None:
 
 _Address = Annotated[
     str,
-    typer.Option(help="Address of the server, HOST:PORT", envvar="TOWLINE_SCHEDULER_ADDRESS"),
+    typer.Option(
+        help="Address of the server, HOST:PORT or http(s)://HOST:PORT", envvar="TOWLINE_SCHEDULER_ADDRESS"
+    ),
 ]
 _Token = Annotated[str | None, typer.Option(help="Bearer token", envvar="TOWLINE_SCHEDULER_TOKEN")]
 _Ca = Annotated[
@@ -145,11 +147,11 @@ _Ca = Annotated[
 def _call(
     address: str, method: str, request: Any, *, token: str | None, ca: Path | None, timeout_s: float = 60
 ) -> bytes:
-    channel = (
-        grpc.insecure_channel(address)
-        if ca is None
-        else grpc.secure_channel(address, grpc.ssl_channel_credentials(_certificate(ca)))
-    )
+    scheme, separator, target = address.rpartition("://")
+    if ca is None and (not separator or scheme.lower() in {"http", "grpc"}):
+        channel = grpc.insecure_channel(target)
+    else:
+        channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(_certificate(ca)))
     with channel:
         call = channel.unary_unary(f"/towline.scheduler.Admin/{method}")
         metadata = (("authorization", f"Bearer {token}"),) if token else ()

@@ -205,6 +205,15 @@ def test_the_log_level_is_a_variable_too_as_every_flag_is(
     assert ended.stderr.startswith("towline scheduler: TOWLINE_SCHEDULER_LOG_LEVEL 'loud' is none of")
 
 
+def test_its_commands_take_the_address_as_the_other_roles_do(
+    server: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`towline dev` writes ``TOWLINE_SCHEDULER_ADDRESS=http://…`` into its file, and all read that."""
+    monkeypatch.setenv("TOWLINE_SCHEDULER_ADDRESS", f"http://{server.address}")
+
+    assert "hubs" in json.loads(run("stats").stdout)
+
+
 def test_a_certificate_that_is_not_there_is_told_in_one_line() -> None:
     ended = run("stats", "--ca", "nowhere.pem")
 
