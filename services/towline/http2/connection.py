@@ -343,7 +343,7 @@ class Connection(asyncio.Protocol, Generic[_S]):
     def _watch(self) -> None:
         """Ask after a peer that says nothing; one that does not answer is gone."""
         self._watching = None
-        if self._gone or not self._expects:
+        if not self._expects:  # a peer that is leaving is watched on: it may never come to the end of that
             return
         now, heard, asked, keepalive = self._loop.time(), self.last_heard, self._asked_at, self._keepalive
         if asked > heard:

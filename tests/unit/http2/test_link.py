@@ -275,6 +275,16 @@ async def test_a_peer_that_says_nothing_is_asked_and_then_given_up() -> None:
     assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
+async def test_a_peer_that_says_it_is_leaving_and_then_nothing_is_given_up_too() -> None:
+    """A machine that is cut off while its server stops: what was open on the connection waited for ever."""
+    peer = Peer(Keepalive(after_s=0.02, patience_s=0.05))
+    incoming = peer.stream()
+    peer.say(frame(Kind.GOAWAY, 0, 0, struct.pack(">II", incoming.stream, 0)))
+    await eventually_async(lambda: peer.closed, timeout_s=3)
+    error: Any = incoming.error
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+
+
 async def test_a_peer_of_whom_nothing_is_expected_is_left_alone() -> None:
     peer = Peer(Keepalive(after_s=0.01, patience_s=0.01))
     call = peer.call(b"")
