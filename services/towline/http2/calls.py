@@ -45,6 +45,8 @@ class Calls:
         self._answer_bytes_max = answer_bytes_max
         self._keepalive = keepalive
         self._link: Link | None = None
+        self._links: list[Link] = []
+        """Those that are open: what is under way may be on one that takes no further calls."""
         self._connecting: asyncio.Task[Link] | None = None
         self._blocks: dict[tuple[str, float | None], bytes] = {}
         self._metadata: Metadata | None = None
@@ -94,8 +96,8 @@ class Calls:
         self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
-        if self._link is not None:
-            self._link.lose("closed here")
+        for link in self._links:
+            link.lose("closed here")
 
     async def _ready(self, timeout_s: float) -> Link:
         link = self._link
@@ -147,6 +149,7 @@ class Calls:
                 partial(Link, self._keepalive), self._host, self._port
             )
         self._link = link
+        self._links = [*(one for one in self._links if one.is_open), link]
         return link
 
     def _connect_ended(self, task: asyncio.Task[Link]) -> None:

@@ -44,6 +44,11 @@ class Link(Connection[Exchange]):
         """Whether new calls may be made on it."""
         return not self._gone and self._next < _LAST_STREAM
 
+    @property
+    def is_open(self) -> bool:
+        """Whether calls may be under way on it."""
+        return self._transport is not None and not self._transport.is_closing()
+
     def start(self, call: Exchange) -> None:
         """Make a call, as soon as the peer takes another one."""
         if self._gone:

@@ -249,3 +249,24 @@ async def test_a_closed_client_makes_no_calls() -> None:
         calls.close()
         late = calls.call("/test/echo", b"1", timeout_s=PATIENCE_S, metadata=NOTHING)
         assert await code_of(late) is grpc.StatusCode.CANCELLED
+
+
+async def test_closing_ends_calls_that_are_open_on_a_connection_whose_peer_is_leaving_it() -> None:
+    """They were left open, and the connection with them, until they ran out of time; streams never do."""
+    service = Service()
+    options = (("grpc.max_connection_age_ms", 50), ("grpc.max_connection_age_grace_ms", 60_000))
+    async with serving(service, options=options) as (_, port), asyncio.timeout(PATIENCE_S):
+        calls = Calls("127.0.0.1", port)
+        waiting = asyncio.create_task(
+            calls.call("/test/wait", b"", timeout_s=PATIENCE_S, metadata=NOTHING), name="waits"
+        )
+        await service.begun.wait()
+        link = calls._link
+        while calls._link is link:  # the peer says that it takes no further ones
+            await calls.call("/test/echo", b"", timeout_s=PATIENCE_S, metadata=NOTHING)
+        assert not waiting.done()
+
+        calls.close()
+
+        async with asyncio.timeout(5):
+            assert await code_of(waiting) is grpc.StatusCode.UNAVAILABLE
