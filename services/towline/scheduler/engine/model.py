@@ -342,7 +342,13 @@ class Entity:
     @property
     def due(self) -> bool:
         """Whether a batch is to be handed out, once what it builds on is on disk."""
-        return self.batch is None and not self.deleted and bool(self.queue) and bool(self.admissible())
+        if self.batch is not None or self.deleted or not self.queue:
+            return False
+        if self.lock_section is None:
+            return (
+                self.queue[0].kind != OperationKind.LOCK
+            )  # asked for each signal: not to go through them all
+        return bool(self.admissible())
 
     @property
     def runnable(self) -> bool:
