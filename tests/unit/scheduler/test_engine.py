@@ -157,6 +157,22 @@ def test_an_instance_that_nobody_serves_takes_so_many_events_and_no_more() -> No
     control.raise_event(bench.changes, bench.world, HUB, "run", "e", None, bench.now)
 
 
+def test_an_instance_that_nobody_serves_takes_so_many_bytes_of_events_and_no_more() -> None:
+    """All that waits is in memory when it is handed out: a gigabyte ended the server, at every start."""
+    bench = Bench()
+    bench.world.limits = Limits(inbox_bytes=10_000)
+    run = bench.start("x")
+    for _ in range(3):
+        control.raise_event(bench.changes, bench.world, HUB, "run", "e", "x" * 4_000, bench.now)
+
+    with pytest.raises(TooLargeError, match="the limit is 10000"):
+        control.raise_event(bench.changes, bench.world, HUB, "run", "e", None, bench.now)
+    bench.begin(run)
+    bench.answer(run)
+    assert not run.inbox
+    control.raise_event(bench.changes, bench.world, HUB, "run", "e", None, bench.now)
+
+
 def test_a_suspended_instance_with_a_full_inbox_is_resumed() -> None:
     bench = Bench()
     bench.world.limits = Limits(inbox_messages=2)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from durabletask.internal import orchestrator_service_pb2 as pb
 from tests.unit.scheduler.worlds import HUB, Bench
 
 from towline.scheduler.engine import entities
+from towline.scheduler.engine.errors import TooLargeError
 from towline.scheduler.engine.model import Entity, Operation, OperationKind
+from towline.scheduler.engine.ports import Limits
 
 
 def test_a_signal_costs_the_same_however_many_wait_before_it() -> None:
@@ -39,3 +42,19 @@ def test_a_lock_waits_at_its_place_and_what_is_before_it_may_run() -> None:
     assert not entity.due
     entity.queue.append(Operation(4, OperationKind.CALL, "c", b"", "run", "e"))
     assert entity.due
+
+
+@pytest.mark.parametrize("limits", [Limits(inbox_messages=3), Limits(inbox_bytes=10_000)])
+def test_an_entity_that_nobody_serves_takes_so_many_signals_of_clients_and_no_more(limits: Limits) -> None:
+    bench = Bench()
+    bench.world.limits = limits
+    entity = bench.world.entity(HUB, "@counter@one")
+    request = pb.SignalEntityRequest(instanceId=entity.id, name="add", input={"value": "x" * 4_000})
+    for _ in range(3):
+        entities.signal_from_client(bench.changes, bench.world, HUB, request, bench.now)
+
+    with pytest.raises(TooLargeError, match="the limit is"):
+        entities.signal_from_client(bench.changes, bench.world, HUB, request, bench.now)
+    bench.run_entity(entity, lambda state, operation: (state, ""))
+    assert not entity.queue
+    entities.signal_from_client(bench.changes, bench.world, HUB, request, bench.now)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf.wrappers_pb2 import StringValue
-from tests.unit.scheduler.test_store import ACTIVITY, answer, attached, given
+from tests.unit.scheduler.test_store import ACTIVITY, answer, attached, given, start
 from tests.waiting import eventually_async
 
 from towline.scheduler.engine import control, lifecycle
@@ -51,6 +51,32 @@ async def test_runs_that_wait_with_large_inputs_are_in_the_file_only(runtime: Ru
     assert known(runtime, hub) * len(PAYLOAD) <= BUDGET_BYTES
     turns = given(runtime, attached(runtime))
     assert len(turns) == COUNT
+
+
+async def test_runs_that_wait_with_large_events_are_in_the_file_only(runtime: Runtime) -> None:
+    hub = runtime.hub("h")
+    for number in range(COUNT):
+        await start(runtime, f"run{number}")
+        runtime.change(
+            lambda changes, world, now, one=f"run{number}": control.raise_event(
+                changes, world, hub, one, "e", PAYLOAD, now
+            )
+        )
+        await runtime.journal.commit()
+
+    assert known(runtime, hub) * len(PAYLOAD) <= BUDGET_BYTES
+    assert len(given(runtime, attached(runtime))) == COUNT
+
+
+async def test_entities_with_large_signals_are_in_the_file_only(runtime: Runtime) -> None:
+    hub = runtime.hub("h")
+    for number in range(COUNT):
+        signal = pb.SignalEntityRequest(instanceId=f"@e@{number}", name="set", input={"value": PAYLOAD})
+        runtime.signal(hub, signal)
+        await runtime.journal.commit()
+
+    assert runtime.world.sizes()["entities"] * len(PAYLOAD) <= BUDGET_BYTES
+    assert len(given(runtime, attached(runtime))) == COUNT
 
 
 async def test_finished_runs_with_large_outputs_are_in_the_file_only(

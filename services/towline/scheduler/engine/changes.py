@@ -109,6 +109,7 @@ class Changes:
         seq = inbox[-1].seq + 1 if inbox else (turn.last_seq + 1 if turn else 0)
         message = Message(seq, kind, event)
         inbox.append(message)
+        instance.inbox_bytes += len(event)
         self.added.append(message)
         self.rows.append(("insert_inbox", (key(instance.row, seq), int(kind), event)))
         self.pin(instance)
@@ -121,6 +122,7 @@ class Changes:
         inbox = instance.inbox
         count = 0
         while count < len(inbox) and inbox[count].seq <= last_seq:
+            instance.inbox_bytes -= len(inbox[count].event)
             count += 1
         del inbox[:count]
         self.rows.append(("delete_inbox_range", (key(instance.row, 0), key(instance.row, last_seq))))
@@ -129,6 +131,7 @@ class Changes:
         """Remove all messages."""
         if instance.inbox or instance.turn is not None:
             instance.inbox.clear()
+            instance.inbox_bytes = 0
             self.rows.append(("delete_inbox_range", (key(instance.row, 0), key(instance.row, MAX_SEQ))))
 
     def append_history(self, instance: Instance, chunk: bytes, count: int) -> None:
@@ -182,6 +185,7 @@ class Changes:
     def add_operation(self, entity: Entity, op: Operation) -> None:
         """Put an operation into an entity's queue."""
         entity.queue.append(op)
+        entity.queue_bytes += len(op.request)
         self.added.append(op)
         self.rows.append(
             (
@@ -200,6 +204,8 @@ class Changes:
         )
         self.touch_entity(entity)
 
-    def remove_operation(self, op: Operation) -> None:
-        """Delete an operation's row; the caller takes it out of the queue."""
+    def remove_operation(self, entity: Entity, op: Operation) -> None:
+        """Take an operation out of an entity's queue."""
+        entity.queue.remove(op)
+        entity.queue_bytes -= len(op.request)
         self.rows.append(("delete_operation", (op.row,)))

@@ -9,7 +9,7 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 
 from towline.scheduler.engine import events, lifecycle, wire
 from towline.scheduler.engine.changes import Changes
-from towline.scheduler.engine.errors import NotFoundError, PreconditionError, TooLargeError
+from towline.scheduler.engine.errors import NotFoundError, PreconditionError
 from towline.scheduler.engine.model import PENDING, RUNNING, SUSPENDED, TERMINATED, Instance, MessageKind
 from towline.scheduler.engine.ports import World
 
@@ -76,14 +76,7 @@ def raise_event(
 
 
 def _check_room(world: World, instance: Instance) -> None:
-    # Numbers of messages have 20 bits: the one after the last would be in the inbox of another instance.
-    # Results, and the resume of what was suspended, are few enough for what is left of them.
-    limit = world.limits.inbox_messages
-    if len(instance.inbox) >= limit:
-        raise TooLargeError(
-            f"the inbox of '{instance.id}' is too large: {len(instance.inbox)} messages wait in it, "
-            f"the limit is {limit}"
-        )
+    world.limits.check_room(f"inbox of '{instance.id}'", len(instance.inbox), instance.inbox_bytes)
 
 
 def suspend(changes: Changes, world: World, hub: int, instance_id: str, reason: str | None, now: int) -> None:

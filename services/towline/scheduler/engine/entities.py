@@ -78,6 +78,20 @@ def signal(changes: Changes, world: World, hub: int, request: pb.SignalEntityReq
     enqueue(changes, world, world.entity(hub, entity_id), op, now)
 
 
+def signal_from_client(
+    changes: Changes, world: World, hub: int, request: pb.SignalEntityRequest, now: int
+) -> None:
+    """Accept a signal of a sender that can be refused.
+
+    Raises:
+        InvalidRequestError: The entity id is none.
+        TooLargeError: Too much waits for the entity already.
+    """
+    entity = world.entity(hub, normal_id(request.instanceId))
+    world.limits.check_room(f"queue of {entity.id}", len(entity.queue), entity.queue_bytes)
+    signal(changes, world, hub, request, now)
+
+
 def advance(changes: Changes, world: World, entity: Entity, now: int) -> None:
     """Grant the lock request at the head of the queue, if any, and announce a runnable entity.
 
@@ -93,8 +107,8 @@ def advance(changes: Changes, world: World, entity: Entity, now: int) -> None:
             and entity.queue
             and entity.queue[0].kind == OperationKind.LOCK
         ):
-            op = entity.queue.pop(0)
-            changes.remove_operation(op)
+            op = entity.queue[0]
+            changes.remove_operation(entity, op)
             following = _take_lock(changes, world, entity, op, now)
             if following is not None:
                 changed.append(following)
@@ -182,8 +196,7 @@ def release_all(changes: Changes, world: World, instance: Instance, now: int) ->
 def _release(changes: Changes, world: World, entity: Entity, section: str, now: int) -> None:
     waiting = [op for op in entity.queue if op.kind == OperationKind.LOCK and op.request_id == section]
     for op in waiting:
-        entity.queue.remove(op)
-        changes.remove_operation(op)
+        changes.remove_operation(entity, op)
     if entity.lock_section == section:
         entity.lock_section = entity.lock_holder = entity.lock_execution = None
         changes.unsettle(entity)
@@ -236,7 +249,7 @@ def begin_batch(
                 limits.work_item_bytes,
             )
             _answer_failure(changes, world, entity, op, failure, now)
-            _remove(changes, entity, op)
+            changes.remove_operation(entity, op)
             continue
         if taken and (size + length > min(limits.batch_bytes, room) or len(taken) == limits.batch_operations):
             break
@@ -290,7 +303,7 @@ def complete_batch(
     if result.HasField("failureDetails"):
         for op in operations:
             _answer_failure(changes, world, entity, op, result.failureDetails, now)
-            _remove(changes, entity, op)
+            changes.remove_operation(entity, op)
         advance(changes, world, entity, now)
         return
     state = result.entityState.value if result.HasField("entityState") else None
@@ -301,7 +314,7 @@ def complete_batch(
         entity.modified = now
     for op, outcome in zip(operations, result.results, strict=False):
         _answer(changes, world, entity, op, outcome, now)
-        _remove(changes, entity, op)
+        changes.remove_operation(entity, op)
     # What has no result stays queued and runs again: at least once.
     for action in result.actions:
         kind = action.WhichOneof("operationActionType")
@@ -337,11 +350,6 @@ def _send_signal(changes: Changes, world: World, hub: int, action: pb.SendSignal
         signal(changes, world, hub, request, now)
     except InvalidRequestError:
         return  # an action cannot be refused any more: its operation has succeeded
-
-
-def _remove(changes: Changes, entity: Entity, op: Operation) -> None:
-    entity.queue.remove(op)
-    changes.remove_operation(op)
 
 
 def _answer(

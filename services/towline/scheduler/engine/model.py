@@ -121,6 +121,8 @@ class Instance:
     inbox: list[Message] = field(default_factory=list[Message])
 
     # Kept in memory only.
+    inbox_bytes: int = 0
+    """Of the messages in the inbox."""
     input: str | None = None
     input_known: bool = False
     chunks: list[bytes] | None = None
@@ -140,10 +142,9 @@ class Instance:
 
     @property
     def weight(self) -> int:
-        """About how many bytes its history, input and output take in memory."""
+        """About how many bytes its history, messages, input and output take in memory."""
         history = self.history_bytes if self.chunks is not None else 0
-        waiting = len(self.inbox[0].event) if self.inbox else 0
-        return history + waiting + len(self.input or "") + len(self.output or "")
+        return history + self.inbox_bytes + len(self.input or "") + len(self.output or "")
 
     @property
     def terminal(self) -> bool:
@@ -300,6 +301,8 @@ class Entity:
     queue: list[Operation] = field(default_factory=list[Operation])
 
     # Kept in memory only.
+    queue_bytes: int = 0
+    """Of the operations in the queue."""
     stored: bool = False
     """Whether it has a row (or will have one at the next commit)."""
     batch: Batch | None = None

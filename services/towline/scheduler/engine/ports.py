@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from towline.scheduler.engine.errors import TooLargeError
 from towline.scheduler.engine.model import Activity, Entity, Instance
 
 
@@ -20,12 +21,31 @@ class Limits:
     """Most new events in one turn."""
     inbox_messages: int = 100_000
     """Most messages that wait for an instance: what is sent to it beyond that is refused, or fails it."""
+    inbox_bytes: int = 64 * 1024 * 1024
+    """The same, in bytes: all that waits is in memory when some of it is handed out."""
     batch_operations: int = 100
     """Most operations in one entity batch."""
     batch_bytes: int = 1_048_576
     """Size after which an entity batch takes no further operation."""
     losses: int = 10
     """Deliveries lost with their worker before a work item counts as poison."""
+
+    def check_room(self, what: str, count: int, size: int) -> None:
+        """Let something more wait in an inbox or queue.
+
+        Raises:
+            TooLargeError: Too much waits in it.
+        """
+        # Numbers of messages have 20 bits: the one after the last would be in the inbox of another instance.
+        # Results, and the resume of what was suspended, are few enough for what is left of them.
+        if count >= self.inbox_messages:
+            raise TooLargeError(
+                f"the {what} is too large: {count} messages wait in it, the limit is {self.inbox_messages}"
+            )
+        if size >= self.inbox_bytes:
+            raise TooLargeError(
+                f"the {what} is too large: {size} bytes wait in it, the limit is {self.inbox_bytes}"
+            )
 
     @property
     def suspicious_losses(self) -> int:

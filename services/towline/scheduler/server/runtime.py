@@ -329,7 +329,9 @@ class Runtime:
         key = (hub, request.requestId)
         if request.requestId and (key in self._signals or self.world.signal_seen(*key)):
             return
-        self.change(lambda changes, world, now: entities.signal(changes, world, hub, request, now))
+        self.change(
+            lambda changes, world, now: entities.signal_from_client(changes, world, hub, request, now)
+        )
         if request.requestId:
             self._signals[key] = self.journal.changes
             self.journal.changes.rows.append(("insert_signal_seen", (*key, self.clock.now())))

@@ -23,7 +23,7 @@ class CacheLimits:
     instances: int = 20_000
     entities: int = 10_000
     history_bytes: int = 128 * 1024 * 1024
-    """Of histories, inputs and outputs; and as many of entities' states."""
+    """Of histories, messages, inputs and outputs; and as many of entities' states and operations."""
 
 
 class MemoryWorld:
@@ -222,7 +222,7 @@ class MemoryWorld:
             if self._instances.get((instance.hub, instance.id)) is instance:
                 del self._instances[instance.hub, instance.id]
             self._account(instance)
-        for instance in changes.created.values():
+        for instance in (*changes.created.values(), *changes.ready.values()):
             self._account(instance)
         for instance in changes.touched.values():
             if instance.terminal and instance.pins == 0:
@@ -240,7 +240,7 @@ class MemoryWorld:
 
     def _account_entity(self, entity: Entity) -> None:
         is_kept = self._entities.get((entity.hub, entity.id)) is entity and not entity.deleted
-        size = len(entity.state or "") if is_kept else 0
+        size = len(entity.state or "") + entity.queue_bytes if is_kept else 0
         self._entity_bytes += size - entity.accounted
         entity.accounted = size
 

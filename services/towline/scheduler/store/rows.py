@@ -95,6 +95,7 @@ class Loader:
                 Message(seq & MAX_SEQ, MessageKind(kind), event, durable=True)
                 for seq, kind, event in messages
             ]
+            instance.inbox_bytes = sum(len(message.event) for message in instance.inbox)
         return instance
 
     def children(self, parent: Instance) -> list[Instance]:
@@ -157,6 +158,7 @@ class Loader:
             )
             for number, kind, request_id, request, caller, execution, position in operations
         ]
+        entity.queue_bytes = sum(len(op.request) for op in entity.queue)
         return entity
 
     def entity_id(self, row: int) -> tuple[int, str] | None:
