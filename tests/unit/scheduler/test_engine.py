@@ -465,3 +465,17 @@ def test_a_time_beyond_all_calendars_is_the_last_one() -> None:
     run = lifecycle.start(bench.changes, bench.world, HUB, request, bench.now)
     assert run.start_at is not None
     assert run.start_at < 2**63
+
+
+def test_a_run_that_is_resumed_after_it_has_started_over_is_running() -> None:
+    """It was said to be pending, as if it had never begun, until a worker had taken its next turn."""
+    bench = Bench()
+    run = bench.start("x")
+    bench.begin(run)
+    control.suspend(bench.changes, bench.world, HUB, "run", None, bench.now)
+    bench.answer(run, complete(CONTINUED_AS_NEW, '"again"'))
+    assert run.status == SUSPENDED
+
+    control.resume(bench.changes, bench.world, HUB, "run", None, bench.now)
+
+    assert run.status == RUNNING

@@ -108,7 +108,7 @@ def resume(changes: Changes, world: World, hub: int, instance_id: str, reason: s
     if instance.status != SUSPENDED:
         return
     changes.post(instance, events.execution_resumed(now, reason), MessageKind.EXTERNAL)
-    _set_status(changes, instance, RUNNING if instance.history_events else PENDING, now)
+    _set_status(changes, instance, RUNNING if instance.turn_at else PENDING, now)
 
 
 def _set_status(changes: Changes, instance: Instance, status: int, now: int) -> None:
