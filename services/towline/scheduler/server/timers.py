@@ -16,6 +16,8 @@ _log = logging.getLogger(__name__)
 
 _WINDOW_US = 120 * 1_000_000
 """How far ahead timers are kept in memory."""
+_BEFORE_ALL = -(1 << 62)
+"""A time before that of any timer; those of years before 1970 are less than 0."""
 _FIRE_AT_ONCE = 200
 """Timers that fire before the loop gets a turn."""
 _READ_AGAIN_S = 1.0
@@ -36,7 +38,7 @@ class Timers:
         self._now = now
         self._fire = fire
         self._heap: list[tuple[int, int, Timer]] = []
-        self._horizon = -1
+        self._horizon = _BEFORE_ALL
         self._next_beyond: int | None = None
         self._handle: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -57,7 +59,7 @@ class Timers:
     def reset(self) -> None:
         """Read everything again."""
         self._heap.clear()
-        self._horizon = -1
+        self._horizon = _BEFORE_ALL
         self._next_beyond = -1
         self.arm()
 
