@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from durabletask.internal import orchestrator_service_pb2 as pb
@@ -17,7 +18,7 @@ from towline.scheduler.engine import entities, events, lifecycle, tasks, turns
 from towline.scheduler.engine.changes import Changes
 from towline.scheduler.engine.errors import NotDurableError
 from towline.scheduler.engine.model import Activity, Batch, Entity
-from towline.scheduler.server.dispatch import Kind
+from towline.scheduler.server.dispatch import Kind, Stream, Work
 from towline.scheduler.server.world import MemoryWorld
 
 if TYPE_CHECKING:
@@ -44,12 +45,17 @@ class Answers:
 
         Raises:
             UnusableAnswerError: The instance will be failed; wait for :meth:`refused`.
+            NotDurableError: Whom it would be told to can't be read; the work goes out again.
         """
         token = response.completionToken
         held = self._runtime.handouts.take(token)
         instance = None if held is None else self._runtime.instance_of(held[1])
         if held is None or instance is None or instance.turn is None or instance.turn.token != token:
             return self.stale(token)
+        if instance.parent is not None and any(
+            action.HasField("completeOrchestration") for action in response.actions
+        ):
+            self._check_readable(held, instance.hub, (instance.parent.instance_id,))
         self._runtime.losses.settle(Kind.ORCHESTRATION, held[1].subject)
         try:
             self._runtime.change(
@@ -67,12 +73,14 @@ class Answers:
 
         Raises:
             UnusableAnswerError: The activity will be failed; wait for :meth:`refused`.
+            NotDurableError: Whom it would be told to can't be read; the work goes out again.
         """
         token = response.completionToken
-        self._runtime.handouts.take(token)
+        held = self._runtime.handouts.take(token)
         activity = self.open_activity(token)
         if activity is None:
             return self.stale(token)
+        self._check_readable(held, activity.hub, (activity.instance_id,))
         self._runtime.losses.settle(Kind.ACTIVITY, activity)
         try:
             self._runtime.change(
@@ -99,13 +107,17 @@ class Answers:
 
         Raises:
             UnusableAnswerError: Its operations will be failed; wait for :meth:`refused`.
+            NotDurableError: Whom it would be told to can't be read; the work goes out again.
         """
         token = result.completionToken
-        self._runtime.handouts.take(token)
+        held = self._runtime.handouts.take(token)
         found = self._open_batch(token)
         if found is None:
             return self.stale(token)
         entity, batch = found
+        self._check_readable(
+            held, entity.hub, {op.caller for op in batch.operations if op.caller is not None}
+        )
         self._runtime.losses.settle(Kind.ENTITY, (entity.hub, entity.id))
         try:
             self._runtime.change(
@@ -132,6 +144,25 @@ class Answers:
             return None
         operations = entities.find_batch(entity, read.operations)
         return None if operations is None else (entity, Batch(token, operations))
+
+    def _check_readable(
+        self, held: tuple[Stream, Work] | None, hub: int, instance_ids: Iterable[str]
+    ) -> None:
+        """Refuse an answer that would be told to an instance which can't be read: before anything is changed.
+
+        Half-way it would have all undone that is not on disk, each time that the work is done again.
+
+        Raises:
+            NotDurableError: One of them can't be read. The work goes out again after a while.
+        """
+        try:
+            for instance_id in instance_ids:
+                self._runtime.world.instance(hub, instance_id)
+        except sqlite3.Error as error:
+            _log.error("answer.not_taken", extra={"ids": list(instance_ids), "error": str(error)})
+            if held is not None:
+                self._runtime.losses.put_off(*held)
+            raise NotDurableError(f"whom the answer is for cannot be read: {error}") from error
 
     def _fail_batch(self, changes: Changes, world: MemoryWorld, token: str, now: int) -> None:
         found = self._open_batch(token)

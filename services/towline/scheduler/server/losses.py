@@ -40,11 +40,17 @@ class Losses:
         if held is None:
             self._runtime.answers.stale(token)
             return
-        stream, work = held
+        # A turn is given back for its version, which must not count against it.
+        self._back_off(*held, counts=held[1].kind is not Kind.ORCHESTRATION)
+
+    def put_off(self, stream: Stream, work: Work) -> None:
+        """What a worker has answered can't be taken now: it goes out again after a while."""
+        self._back_off(stream, work, counts=False)
+
+    def _back_off(self, stream: Stream, work: Work, *, counts: bool) -> None:
         delay_s = work.backoff_s or _BACKOFF_S[0]
         work.backoff_s = min(delay_s * 2, _BACKOFF_S[1])
-        # A turn is given back for its version, which must not count against it.
-        self._take_back(stream, work, delay_s, counts=work.kind is not Kind.ORCHESTRATION)
+        self._take_back(stream, work, delay_s, counts=counts)
 
     def detach(self, stream: Stream) -> None:
         """A stream has ended. Turns go out again at once, the rest after a grace."""

@@ -24,7 +24,7 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 from towline.scheduler.engine import entities, tasks, wire
 from towline.scheduler.engine.changes import Changes
 from towline.scheduler.engine.errors import SchedulerError
-from towline.scheduler.engine.model import Activity, Entity, Instance, Timer
+from towline.scheduler.engine.model import Activity, Entity, Instance, Timer, TimerKind
 from towline.scheduler.engine.ports import Limits
 from towline.scheduler.server.answers import Answers
 from towline.scheduler.server.clock import Clock
@@ -338,9 +338,22 @@ class Runtime:
 
     def _fire(self, due: list[Timer]) -> None:
         hubs = set(self.hubs.values())  # what fires in a deleted one would never be deleted any more
+        ready: list[Timer] = []
+        for timer in due:
+            try:
+                if timer.kind == TimerKind.SIGNAL:
+                    self.world.entity(timer.hub, timer.target_id)
+                else:
+                    self.world.instance(timer.hub, timer.target_id)
+            except sqlite3.Error as error:
+                # Asked before anything is changed: the others fire, and nothing has to be undone.
+                _log.error("timer.not_fired", extra={"id": timer.target_id, "error": str(error)})
+                self.timers.put_off(timer)
+            else:
+                ready.append(timer)
 
         def fire(changes: Changes, world: MemoryWorld, now: int) -> None:
-            for timer in due:
+            for timer in ready:
                 if timer.hub in hubs:
                     tasks.fire(changes, world, timer, now)
 

@@ -22,6 +22,8 @@ _FIRE_AT_ONCE = 200
 """Timers that fire before the loop gets a turn."""
 _READ_AGAIN_S = 1.0
 """Until the file is looked into again that could not be read."""
+_PUT_OFF_US = 5 * 1_000_000
+"""Until a timer fires whose instance could not be read."""
 
 
 class Timers:
@@ -55,6 +57,10 @@ class Timers:
         elif self._next_beyond is None or timer.fire_at < self._next_beyond:
             self._next_beyond = timer.fire_at
             self.arm()
+
+    def put_off(self, timer: Timer) -> None:
+        """Fire it again after a while."""
+        heapq.heappush(self._heap, (self._now() + _PUT_OFF_US, timer.row, timer))
 
     def reset(self) -> None:
         """Read everything again."""
