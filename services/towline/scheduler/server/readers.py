@@ -21,12 +21,14 @@ class Readers:
     def __init__(self, path: Path, count: int = 2) -> None:
         self._path = path
         self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="scheduler-read")
 
     def _run(self, function: Callable[[sqlite3.Connection], _T]) -> _T:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = connect(self._path, readonly=True)
+            self._connections.append(connection)
         return function(connection)
 
     async def run(self, function: Callable[[sqlite3.Connection], _T]) -> _T:
@@ -34,5 +36,7 @@ class Readers:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._run, function)
 
     def close(self) -> None:
-        """Wait for what runs."""
+        """Cut off what runs: its caller has been told to come again."""
+        for connection in self._connections:
+            connection.interrupt()
         self._pool.shutdown(wait=True, cancel_futures=True)
