@@ -96,6 +96,7 @@ class Runtime:
             ahead=self._hand_out_ahead,
         )
         self.world.changes = lambda: self.journal.changes
+        self.world.batches = lambda: self.journal.uncommitted
         self.dispatcher = Dispatcher()
         self.waiters = Waiters()
         self.timers = Timers(self._reader, self.clock.now, self._fire)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from towline.scheduler.engine.changes import Changes
@@ -37,6 +37,8 @@ class MemoryWorld:
         self.limits = limits
         self.changes: Callable[[], Changes] = Changes
         """Gives the open batch."""
+        self.batches: Callable[[], Iterable[Changes]] = lambda: (self.changes(),)
+        """Gives all that are not committed."""
         self.activity_rows: dict[int, Activity] = {}
         """All activities without a result, by row."""
         self._rows_of: dict[int, set[int]] = {}
@@ -77,12 +79,14 @@ class MemoryWorld:
             known = self._instances.get((stored.hub, stored.id))
             if known is None:
                 self._instances[stored.hub, stored.id] = stored
+                self._account(stored)
             elif known.row == stored.row:
                 found[stored.row] = known
-        for instance in self._instances.values():
+            else:
+                del found[stored.row]  # replaced by another one in a batch that is not committed
+        for changes in self.batches():
             # Created in a batch that is not committed: only in memory.
-            if instance.pins and instance.parent is not None and instance.parent.row == parent.row:
-                found[instance.row] = instance
+            found.update(changes.created)
         return [
             child
             for child in found.values()

@@ -105,6 +105,13 @@ class Journal:
         return self._open.changes
 
     @property
+    def uncommitted(self) -> tuple[Changes, ...]:
+        """The batch that is being committed, if one is, and the open one."""
+        if self._committing is None:
+            return (self._open.changes,)
+        return self._committing.changes, self._open.changes
+
+    @property
     def settled(self) -> bool:
         """Whether no commit is under way: what the file has has been announced."""
         return self._committing is None
