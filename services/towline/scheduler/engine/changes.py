@@ -45,6 +45,8 @@ class Changes:
     changed: dict[int, Instance] = field(default_factory=dict[int, Instance])
     """Instances whose status changed: waiters look again."""
     removed: list[Instance] = field(default_factory=list[Instance])
+    dropped: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    """Whom something was for that can be neither delivered nor refused any more, and why: for the log."""
 
     def __bool__(self) -> bool:
         return bool(self.rows or self.created or self.touched or self.entities)

@@ -348,8 +348,9 @@ def _send_signal(changes: Changes, world: World, hub: int, action: pb.SendSignal
     )
     try:
         signal(changes, world, hub, request, now)
-    except InvalidRequestError:
-        return  # an action cannot be refused any more: its operation has succeeded
+    except InvalidRequestError as error:
+        # An action cannot be refused any more: its operation has succeeded.
+        changes.dropped.append((action.instanceId, str(error)))
 
 
 def _answer(
@@ -378,6 +379,7 @@ def _answer_failure(
     changes: Changes, world: World, entity: Entity, op: Operation, failure: pb.TaskFailureDetails, now: int
 ) -> None:
     if op.kind != OperationKind.CALL:
+        changes.dropped.append((entity.id, f"{failure.errorType}: {failure.errorMessage[:1_000]}"))
         return
     caller = _live_caller(world, entity.hub, op.caller, op.caller_execution)
     if caller is not None:

@@ -110,7 +110,9 @@ def start_from_entity(
     """Start an instance for an entity. An id that is taken by a live instance is left alone."""
     instance_id = action.instanceId or world.new_id()
     if instance_id.startswith("@"):
-        return  # an entity's id; an action cannot be refused any more: its operation has succeeded
+        # An action cannot be refused any more: its operation has succeeded.
+        changes.dropped.append((instance_id, f"cannot start '{action.name}': ids with '@' are entities'"))
+        return
     existing = world.instance(hub, instance_id)
     if existing is not None:
         if not existing.terminal:

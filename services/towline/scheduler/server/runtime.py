@@ -210,6 +210,8 @@ class Runtime:
         for entity in changes.ready_entities.values():
             if entity.runnable:
                 offer(self._batch_work(entity))
+        for receiver, error in changes.dropped:
+            _log.error("message.dropped", extra={"id": receiver, "error": error})
         for timer in changes.timers:
             self.timers.add(timer)
         for instance in changes.changed.values():
