@@ -11,14 +11,17 @@ from towline.http2.addresses import plain_address
 from towline.http2.calls import Calls
 from towline.http2.channel import DirectChannel
 from towline.http2.connection import Keepalive
-from towline.http2.served import Handler, ServedCall
+from towline.http2.headers import Headers
+from towline.http2.served import Admits, Handler, ServedCall
 from towline.http2.server import Server
 from towline.http2.streams import ServerStream
 
 __all__ = [
+    "Admits",
     "Calls",
     "DirectChannel",
     "Handler",
+    "Headers",
     "Keepalive",
     "ServedCall",
     "Server",

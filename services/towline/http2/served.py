@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Handler = Callable[["ServedCall", bytes], None]
 """Takes a call and its request. If it raises, the call ends as UNKNOWN and the log has why."""
+Admits = Callable[[str, Headers], bool]
+"""Whether a call is taken at all, by its path and metadata: asked before its message comes."""
 _Code: Final = grpc.StatusCode
 _NOT_ONE: Final = "a call needs one message, whole"
 

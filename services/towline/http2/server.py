@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from towline.http2.connection import Keepalive
-from towline.http2.served import Handler
+from towline.http2.served import Admits, Handler
 from towline.http2.server_connection import ServerConnection
 
 _STOP_S: Final = 1.0
@@ -27,15 +27,26 @@ class Server:
         handlers: By path, ``/service/method``.
         message_bytes_max: A request with a larger message is refused.
         keepalive: When a silent peer is gone.
+        admits: Whom it does not admit ends as UNAUTHENTICATED; without it, all are.
     """
 
     def __init__(
-        self, handlers: Mapping[str, Handler], *, message_bytes_max: int, keepalive: Keepalive
+        self,
+        handlers: Mapping[str, Handler],
+        *,
+        message_bytes_max: int,
+        keepalive: Keepalive,
+        admits: Admits | None = None,
     ) -> None:
         self._listeners: list[asyncio.Server] = []
         self._connections: set[ServerConnection] = set()
         self._accept = partial(
-            ServerConnection, dict(handlers), message_bytes_max, keepalive, self._connections
+            ServerConnection,
+            dict(handlers),
+            message_bytes_max,
+            keepalive,
+            self._connections,
+            admits=admits,
         )
 
     async def listen(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:

@@ -14,7 +14,7 @@ from towline.http2.connection import Connection, Keepalive
 from towline.http2.frames import PREFACE, Http2Error, Kind, Setting, frame
 from towline.http2.headers import HEADER_LIST_BYTES, Headers
 from towline.http2.requests import OPENED, SUCCEEDED, read_request, refused
-from towline.http2.served import Handler, ServedCall
+from towline.http2.served import Admits, Handler, ServedCall
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class ServerConnection(Connection[ServedCall]):
         message_bytes_max: A request with a larger message is refused.
         keepalive: When a silent peer is gone.
         open_connections: It is in there as long as it stands.
+        admits: Whom it does not admit ends as UNAUTHENTICATED; without it, all are.
     """
 
     def __init__(
@@ -44,11 +45,13 @@ class ServerConnection(Connection[ServedCall]):
         message_bytes_max: int,
         keepalive: Keepalive,
         open_connections: set[ServerConnection],
+        admits: Admits | None = None,
     ) -> None:
         super().__init__(keepalive)
         self._handlers_by_path = handlers
         self._message_bytes_max = message_bytes_max
         self._open_connections = open_connections
+        self._admits = admits
         self._last = 0
         self._greeted = b""
         self._full = False
@@ -222,6 +225,9 @@ class ServerConnection(Connection[ServedCall]):
             call.end(grpc.StatusCode.UNIMPLEMENTED, request.refusal)
         elif handler is _not_found:
             _not_found(call, b"")
+        elif self._admits is not None and not self._admits(request.path, request.metadata):
+            # Now: what a caller sends who may not call takes no memory.
+            call.end(grpc.StatusCode.UNAUTHENTICATED, "a valid bearer token is required")
         elif last:
             call.end(grpc.StatusCode.INTERNAL, "a call needs one message, whole")
 

@@ -27,7 +27,7 @@ async def calls(tmp_path: Path) -> AsyncIterator[Calls]:
     """Calls to a server whose commits a test can have fail."""
     runtime, writer = open_runtime(tmp_path)
     readers = Readers(runtime.path)
-    binding = Binding(runtime, Service(runtime, readers), None)
+    binding = Binding(runtime, Service(runtime, readers))
     server = Server(binding.handlers(), message_bytes_max=1 << 20, keepalive=Keepalive())
     port = await server.listen("127.0.0.1", 0)
     made = Calls("127.0.0.1", port)

@@ -15,9 +15,9 @@ Backup     google.protobuf.StringValue google.protobuf.Int64Value (bytes); the v
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.empty_pb2 import Empty
@@ -52,24 +52,15 @@ class Admin:
         """Handlers of the service by path."""
         unary = self._binding.unary
         methods = {
-            "GetTime": unary(self._guard(self._get_time), Empty.FromString),
-            "GetStats": unary(self._guard(self._get_stats), Empty.FromString),
-            "Backup": unary(self._guard(self._backup), StringValue.FromString),
+            "GetTime": unary(self._get_time, Empty.FromString),
+            "GetStats": unary(self._get_stats, Empty.FromString),
+            "Backup": unary(self._backup, StringValue.FromString),
         }
         if self._runtime.test_clock:
-            methods["SkipTime"] = unary(self._guard(self._skip_time), Duration.FromString)
+            methods["SkipTime"] = unary(self._skip_time, Duration.FromString)
         return {f"/{ADMIN_SERVICE}/{name}": handler for name, handler in methods.items()}
 
-    def _guard(
-        self, method: Callable[[Any], Awaitable[bytes]]
-    ) -> Callable[[Any, ServedCall], Awaitable[bytes]]:
-        def call_method(request: Any, call: ServedCall) -> Awaitable[bytes]:
-            self._binding.metadata(call)
-            return method(request)
-
-        return call_method
-
-    async def _skip_time(self, request: Duration) -> bytes:
+    async def _skip_time(self, request: Duration, _call: ServedCall) -> bytes:
         runtime = self._runtime
         us = request.ToMicroseconds()
         if us < 0:
@@ -80,15 +71,15 @@ class Admin:
         await runtime.journal.commit()
         return timestamp(runtime.clock.now()).SerializeToString()
 
-    async def _get_time(self, _request: Empty) -> bytes:
+    async def _get_time(self, _request: Empty, _call: ServedCall) -> bytes:
         return timestamp(self._runtime.clock.now()).SerializeToString()
 
-    async def _get_stats(self, _request: Empty) -> bytes:
+    async def _get_stats(self, _request: Empty, _call: ServedCall) -> bytes:
         struct = Struct()
         struct.update(await collect(self._runtime, self._readers))
         return struct.SerializeToString()
 
-    async def _backup(self, request: StringValue) -> bytes:
+    async def _backup(self, request: StringValue, _call: ServedCall) -> bytes:
         path = Path(request.value)
         if not path.is_absolute():
             raise InvalidRequestError("the destination of a backup must be an absolute path")

@@ -20,7 +20,7 @@ from towline.scheduler.engine.errors import NotDurableError
 from towline.scheduler.server.admin import Admin, Health
 from towline.scheduler.server.http import MetricsServer
 from towline.scheduler.server.readers import Readers
-from towline.scheduler.server.rpc import Binding
+from towline.scheduler.server.rpc import Binding, admits
 from towline.scheduler.server.runtime import Runtime
 from towline.scheduler.server.service import Service
 from towline.scheduler.server.stats import prometheus
@@ -77,14 +77,19 @@ class Server:
         except sqlite3.Error as error:
             raise unusable(path, error) from error
         _tune_interpreter()
-        self._binding = binding = Binding(runtime, Service(runtime, self._readers), settings.token)
+        self._binding = binding = Binding(runtime, Service(runtime, self._readers))
         self._health = Health(binding)
         handlers = {
             **binding.handlers(),
             **self._health.handlers(),
             **Admin(runtime, self._readers, binding).handlers(),
         }
-        self._calls = CallServer(handlers, message_bytes_max=settings.max_receive_bytes, keepalive=_KEEPALIVE)
+        self._calls = CallServer(
+            handlers,
+            message_bytes_max=settings.max_receive_bytes,
+            keepalive=_KEEPALIVE,
+            admits=None if settings.token is None else admits(settings.token, self._health.handlers()),
+        )
         self._metrics = MetricsServer(lambda: prometheus(runtime))
         await self._listen_for_metrics()  # first: a server that will not start must hand out nothing
         await self._listen()

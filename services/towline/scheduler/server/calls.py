@@ -163,8 +163,6 @@ def end(call: ServedCall, error: Exception) -> None:
     """End a call with the status that belongs to an error."""
     if isinstance(error, SchedulerError):
         call.end(getattr(grpc.StatusCode, error.code), str(error))
-    elif isinstance(error, PermissionError):
-        call.end(grpc.StatusCode.UNAUTHENTICATED, "a valid bearer token is required")
     elif isinstance(error, DecodeError):
         call.end(grpc.StatusCode.INVALID_ARGUMENT, "the request cannot be decoded")
     elif not isinstance(error, ConnectionError):

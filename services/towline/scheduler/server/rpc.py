@@ -6,14 +6,14 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Coroutine
 from functools import partial
 from typing import Any, Final
 
 import grpc
 from durabletask.internal import orchestrator_service_pb2 as pb
 
-from towline.http2 import Handler, ServedCall
+from towline.http2 import Admits, Handler, Headers, ServedCall
 from towline.scheduler.engine.errors import NotDurableError, SchedulerError
 from towline.scheduler.engine.model import Instance
 from towline.scheduler.server.answers import UnusableAnswerError
@@ -27,32 +27,40 @@ _log = logging.getLogger(__name__)
 SERVICE_NAME: Final = "TaskHubSidecarService"
 
 
+def admits(token: str, open_to_all: Container[str]) -> Admits:
+    """Lets calls with the token in, and those of some paths.
+
+    Args:
+        token: Asked for as ``authorization: Bearer ...``.
+        open_to_all: Paths of calls that need none.
+    """
+    expected = f"Bearer {token}".encode()
+
+    def admit(path: str, metadata: Headers) -> bool:
+        sent = next((value for name, value in reversed(metadata) if name == "authorization"), "")
+        return hmac.compare_digest(sent.encode(), expected) or path in open_to_all
+
+    return admit
+
+
 class Binding:
     """Makes call handlers of plain methods."""
 
-    def __init__(self, runtime: Runtime, service: Service, token: str | None) -> None:
+    def __init__(self, runtime: Runtime, service: Service) -> None:
         self._runtime = runtime
         self._service = service
-        self._token = None if token is None else f"Bearer {token}".encode()
         self._tasks = Tasks(runtime.loop)
         self._waits: set[Wait] = set()
 
-    def metadata(self, call: ServedCall) -> tuple[str, str]:
-        """Task hub and worker id of a call.
-
-        Raises:
-            PermissionError: A token is asked for and the call has none or a wrong one.
-        """
-        hub, worker, sent = DEFAULT_HUB, "", b""
+    @staticmethod
+    def metadata(call: ServedCall) -> tuple[str, str]:
+        """Task hub and worker id of a call."""
+        hub, worker = DEFAULT_HUB, ""
         for key, value in call.metadata:
             if key == "taskhub":
                 hub = value or DEFAULT_HUB
             elif key == "workerid":
                 worker = value
-            elif key == "authorization":
-                sent = value.encode()
-        if self._token is not None and not hmac.compare_digest(sent, self._token):
-            raise PermissionError
         return hub, worker
 
     def handlers(self) -> dict[str, Handler]:
@@ -74,23 +82,17 @@ class Binding:
 
     def _hello(self, call: ServedCall, _data: bytes) -> None:
         """Answer, however busy the server is."""
-        try:
-            self.metadata(call)
-        except PermissionError as error:
-            end(call, error)
-        else:
-            call.reply(EMPTY)
+        call.reply(EMPTY)
 
     def _change(self, change: Change, parse: Callable[[bytes], Any], *, hub: bool) -> Handler:
         """Handler of a call that is answered when its change is on disk. Needs no task."""
         service, runtime = self._service, self._runtime
         when_durable = runtime.journal.when_durable
-        free = not hub and self._token is None
 
         def handle(call: ServedCall, data: bytes) -> None:
             try:
-                name = DEFAULT_HUB if free else self.metadata(call)[0]
-                reply = change(service, parse(data), runtime.hub(name) if hub else 0)
+                number = runtime.hub(self.metadata(call)[0]) if hub else 0
+                reply = change(service, parse(data), number)
             except SchedulerError as refusal:
                 # What it rests on may not be on disk yet: a run that "already exists" could still be undone.
                 when_durable(partial(_end_refused, call, refusal))
