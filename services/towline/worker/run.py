@@ -52,6 +52,7 @@ class Counters:
     """What is counted over all generations of a run."""
 
     started_at: datetime | None = None
+    generation: int = 1
     agent_turns: int = 0
     position: int = 0
     """Where the progress numbers of this generation begin."""
@@ -274,6 +275,7 @@ class Run:
         position = 0 if turn is None else turn.position
         return {
             "started_at": None if self.counters.started_at is None else self.counters.started_at.isoformat(),
+            "generation": self.counters.generation + 1,
             "agent_turns": self.counters.agent_turns,
             "position": self.counters.position + position + 1,
             "usage": self.counters.usage,
@@ -298,6 +300,7 @@ def _restore(envelope: RunEnvelope) -> tuple[Counters, Book, bool]:
     started_at = state["started_at"]
     counters = Counters(
         started_at=None if started_at is None else datetime.fromisoformat(started_at),
+        generation=state.get("generation", 2),
         agent_turns=state["agent_turns"],
         position=state["position"],
         usage=dict(state["usage"]),

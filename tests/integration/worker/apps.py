@@ -192,6 +192,13 @@ def asks_a_child(ctx: OrchestrationContext, _: Any) -> Any:
     return (yield ctx.call_sub_orchestrator(child_that_asks, input=None))
 
 
+def asks_a_child_again(ctx: OrchestrationContext, left: int) -> Any:
+    approved = yield ctx.call_sub_orchestrator(child_that_asks, input=None)
+    if left > 0 and approved:
+        ctx.continue_as_new(left - 1)
+    return approved
+
+
 def child_that_asks(ctx: OrchestrationContext, _: Any) -> Any:
     answer = yield ctx.wait_for_external_event("HumanApproval")
     return answer["approved"]
@@ -219,7 +226,15 @@ def setup_worker(worker: Any) -> None:
             client=ScriptedChatClient(lambda call: f"turn {call.turn}"), name="Counter", instructions="count"
         )
     )
-    for orchestrator in (booking, wait_long, countdown, asks_a_child, child_that_asks, hangs):
+    for orchestrator in (
+        booking,
+        wait_long,
+        countdown,
+        asks_a_child,
+        asks_a_child_again,
+        child_that_asks,
+        hangs,
+    ):
         worker.add_orchestrator(orchestrator)
     worker.add_activity(note)
     worker.add_activity(hang)

@@ -45,6 +45,19 @@ async def test_a_decision_reaches_a_child_that_asks_even_if_it_was_early(wire: W
     assert (await wire.answer(again)).data["reason"] == "run_finished"
 
 
+async def test_the_child_of_each_generation_asks_under_an_id_of_its_own(wire: Wire) -> None:
+    run_id = await wire.start("asks_a_child_again", 2)
+    for number in range(3):
+        asked = await wire.until(
+            lambda number=number: wire.of(run_id, "approval.requested")[number:], f"child {number} asks"
+        )
+        decision = await wire.decide(run_id, asked[0].data["approval_id"], number < 2)
+        assert (await wire.answer(decision)).type == "approval.resolved"
+    assert (await wire.outcome(run_id)).data["output"] is False
+    asks = wire.of(run_id, "approval.requested")
+    assert len({seen.id for seen in asks}) == len({seen.data["approval_id"] for seen in asks}) == 3
+
+
 async def test_runs_of_one_session_continue_one_conversation_and_others_do_not(wire: Wire) -> None:
     session = f"session-{uuid4().hex[:8]}"
     texts = []
