@@ -233,8 +233,8 @@ class RunContext(task.OrchestrationContext):
         return_type = options.pop("return_type", None)
         generation = self.run.counters.generation
         if generation > 1 and options.get("instance_id") is None:
-            # The SDK counts from 1 in each generation. A child of the same id would ask and speak under the ids
-            # of the one before, which are answered and known.
+            # The SDK counts from 1 in each generation. A child of the same id would ask and speak under the
+            # ids of the one before, which are answered and known.
             options["instance_id"] = f"{self.instance_id}:g{generation}-{len(self.children) + 1:04x}"
         call = self._native.call_sub_orchestrator(orchestrator, input=wrapped, **options)
         self.children[sdk.child_instance_id(self._native)] = call

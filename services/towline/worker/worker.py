@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import grpc
 from durabletask import task
 from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
+from durabletask.payload import PayloadStore, externalize_payloads
 from pydantic import ValidationError
 
 from towline.contracts import ids
@@ -125,7 +126,7 @@ class TowlineWorker(DurableTaskSchedulerWorker):
         with active(turn):
             self.end_turn(turn, req, response)
         try:
-            self.outlet.send(turn, lambda said: _raise_event(stub, said))
+            self.outlet.send(turn, lambda said: _raise_event(stub, said, sdk.payload_store(self)))
         except TurnAbandonedError as abandoned:
             _log.info("turn_abandoned", extra={"instance_id": req.instanceId, "reason": str(abandoned)})
             return
@@ -279,9 +280,12 @@ def _envelope_of(request: sdk.OrchestratorRequest) -> RunEnvelope | None:
     return envelope
 
 
-def _raise_event(stub: Any, said: RaiseOn) -> None:
+def _raise_event(stub: Any, said: RaiseOn, store: PayloadStore | None) -> None:
+    request = sdk.raise_event_request(said.instance_id, said.name, said.data)
+    if store is not None:
+        externalize_payloads(request, store, instance_id=said.instance_id)
     try:
-        stub.RaiseEvent(sdk.raise_event_request(said.instance_id, said.name, said.data))
+        stub.RaiseEvent(request)
     except grpc.RpcError as error:
         if error.code() != grpc.StatusCode.NOT_FOUND:  # type: ignore[attr-defined]
             raise TurnAbandonedError(f"{said.instance_id}: {_rpc_text(error)}") from error

@@ -40,8 +40,18 @@ def wait_and_produce(ctx: OrchestrationContext, given: dict[str, Any]) -> Turns:
     return {"text": given["text"], "made": (yield ctx.call_activity(make, input=given["size"]))}
 
 
+def asks_by_child(ctx: OrchestrationContext, _: Any) -> Turns:
+    """The length of the text that comes with the decision, which a child waits for."""
+    return (yield ctx.call_sub_orchestrator(asks_for_text, input=None))
+
+
+def asks_for_text(ctx: OrchestrationContext, _: Any) -> Turns:
+    decided = yield ctx.wait_for_external_event("HumanApproval")
+    return len(decided["text"])
+
+
 def setup_worker(worker: Any) -> None:
-    for orchestrator in (echo, produce, wait_and_produce):
+    for orchestrator in (echo, produce, wait_and_produce, asks_by_child, asks_for_text):
         worker.add_orchestrator(orchestrator)
     for activity in (make, length):
         worker.add_activity(activity)

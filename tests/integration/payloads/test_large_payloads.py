@@ -17,6 +17,7 @@ from tests.integration.wire.raw import Wire
 from tests.waiting import eventually_async
 
 from towline.contracts import (
+    ApprovalRequested,
     DataElsewhereError,
     RunCompleted,
     RunFailedError,
@@ -91,6 +92,16 @@ async def test_an_input_of_10_mb_starts_a_run_and_histories_stay_small(large: St
         assert await run.result(WAIT_S) == given
         again = await towline.start("echo", given, run_id=run.run_id)
         assert await again.result(WAIT_S) == given, "the same content again is the same request"
+
+
+async def test_a_decision_with_10_mb_of_data_reaches_the_child_that_asks(large: Stack) -> None:
+    async with client(large) as towline:
+        run = await towline.start("asks_by_child", None)
+        async for event in run.events():
+            if isinstance(event.data, ApprovalRequested):
+                await run.approve(event.data.approval_id, data={"text": text_of(TEN_MB)})
+                break
+        assert await run.result(WAIT_S) == TEN_MB
 
 
 async def test_a_reader_without_a_store_is_told_which_setting_is_missing(large: Stack) -> None:

@@ -300,10 +300,11 @@ class Dispatcher:
         _log.info("turn_abandoned", extra={"instance_id": request.instanceId, "reason": str(abandoned)})
 
     async def _raise_event(self, connection: Connection, said: RaiseOn) -> None:
+        request = sdk.raise_event_request(said.instance_id, said.name, said.data)
+        # A decision that is handed on to a child may have come by the store.
+        await self._payloads.keep(request, patience_s=TURN_PATIENCE_S)
         try:
-            await connection.call(
-                "RaiseEvent", sdk.raise_event_request(said.instance_id, said.name, said.data)
-            )
+            await connection.call("RaiseEvent", request)
         except grpc.aio.AioRpcError as error:
             if error.code() != grpc.StatusCode.NOT_FOUND:
                 raise TurnAbandonedError(
