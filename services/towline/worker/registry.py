@@ -71,12 +71,15 @@ def hosted(name: str, code: Callable[..., Any], hosting: Hosting) -> Callable[..
         asks = Asks(run)
         run.asks = asks
         context = hosting.make_context(run, asks)
-        output: Any = code(context, user_input)
-        if sdk.is_generator(output):
-            output = yield from drive(context, cast("UserCode", output))
-        elif inspect.iscoroutine(output):
-            output.close()
-            raise TypeError(f"{name} is an async function: an orchestration is a generator that yields tasks")
+        made: Any = code(context, user_input)
+        if inspect.iscoroutine(made) or inspect.isasyncgen(made):
+            if inspect.iscoroutine(made):
+                made.close()
+            raise TypeError(async_problem(name))
+        # Code that never waits may want another generation too.
+        output = yield from drive(
+            context, cast("UserCode", made) if sdk.is_generator(made) else _returns(made)
+        )
         run.drops_events = context.next_generation is not None and not context.next_generation.save_events
         if hosting.give_output is not None:
             output = hosting.give_output(output, run)
@@ -87,6 +90,16 @@ def hosted(name: str, code: Callable[..., Any], hosting: Hosting) -> Callable[..
     orchestrator.__name__ = orchestrator.__qualname__ = name
     orchestrator.__doc__ = code.__doc__
     return orchestrator
+
+
+def async_problem(name: str) -> str:
+    """What is wrong with an orchestration that is an async function."""
+    return f"{name} is an async function: write `def`, and `yield` the tasks that it waits for"
+
+
+def _returns(output: Any) -> UserCode:
+    return output
+    yield
 
 
 @dataclass(slots=True)

@@ -409,6 +409,21 @@ def test_continue_as_new_keeps_identity_counters_and_unanswered_decisions() -> N
     assert outcome.started_at == START
 
 
+def counts_without_waiting(ctx: task.OrchestrationContext, left: int) -> Any:
+    if left > 0:
+        ctx.continue_as_new(left - 1)
+        return None
+    return "counted"
+
+
+def test_code_that_is_no_generator_continues_as_new_too() -> None:
+    run = Simulator.of(counts_without_waiting, run_input=1)
+    assert ids_of(run.start()) == ["run-1/started"]
+    assert run.status == "continued"
+    assert ids_of(run.next_generation()) == ["run-1/outcome"]
+    assert run.result == "counted"
+
+
 @pytest.mark.parametrize("name", ["towline.decision", "towline.cancel", "towline.ask"])
 @pytest.mark.parametrize("data", [None, "now", {"what": 1}])
 def test_mail_of_the_host_s_that_is_none_is_passed_over(name: str, data: Any) -> None:
