@@ -35,7 +35,7 @@ from towline.worker import sdk
 from towline.worker.context import RunContext
 from towline.worker.errors import WorkerError
 from towline.worker.handle import ApprovalDecision, RunHandle
-from towline.worker.registry import first_line
+from towline.worker.registry import async_problem, first_line
 from towline.worker.retries import AgentRetry
 
 __all__ = ["AgentRetry", "App", "ApprovalDecision", "RunHandle", "Steps"]
@@ -97,10 +97,13 @@ class App:
 
         Raises:
             ValueError: The name is taken.
+            TypeError: The function is async.
         """
 
         def add(code: _Code) -> _Code:
             run_type = name or code.__name__
+            if inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code):
+                raise TypeError(async_problem(f"orchestration {run_type}"))
             if run_type in self._orchestrations:
                 raise ValueError(
                     f"there is an orchestration {run_type!r} already: give one of them another name"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.unit.worker.simulator import (
 
 from towline.contracts.canonical import approval_digest
 from towline.contracts.durable import RunEnvelope
+from towline.contracts.events import RunFailed
 from towline.worker import (
     AgentRetry,
     App,
@@ -322,3 +324,23 @@ def test_a_cancelled_run_tries_no_agent_again(fails: str) -> None:
 def test_a_retry_goes_on_for_as_many_attempts_as_it_is_told() -> None:
     retry = AgentRetry(attempts=5_000, longest_delay=timedelta(minutes=1))
     assert retry.delay(4_999, "1") == timedelta(minutes=1)
+
+
+async def waits_by_await(run: RunHandle) -> None: ...
+
+
+async def yields_and_awaits(run: RunHandle) -> AsyncGenerator[None]:
+    yield
+
+
+@pytest.mark.parametrize("code", [waits_by_await, yields_and_awaits])
+def test_an_orchestration_that_is_async_is_refused_with_what_to_write_instead(code: Any) -> None:
+    with pytest.raises(TypeError, match=f"{code.__name__} is an async function: write `def`, and `yield`"):
+        App("tests").orchestration(code)
+
+
+@pytest.mark.parametrize("code", [waits_by_await, yields_and_awaits])
+def test_a_plain_module_s_async_orchestration_fails_its_run_with_what_to_write_instead(code: Any) -> None:
+    outcome = events(Simulator.of(code).start())[-1].data
+    assert isinstance(outcome, RunFailed)
+    assert "is an async function: write `def`, and `yield`" in outcome.error.message
