@@ -34,7 +34,7 @@ from towline.contracts.events import RunTypeInfo
 from towline.worker import sdk
 from towline.worker.context import RunContext
 from towline.worker.errors import WorkerError
-from towline.worker.handle import ApprovalDecision, RunHandle
+from towline.worker.handle import ApprovalDecision, RunHandle, several
 from towline.worker.registry import async_problem, first_line
 from towline.worker.retries import AgentRetry
 
@@ -97,8 +97,9 @@ class App:
 
         Raises:
             ValueError: The name is taken.
-            TypeError: The function is async.
+            TypeError: The function is async, or `approvers` is one text.
         """
+        names = None if approvers is None else several("approvers", approvers)
 
         def add(code: _Code) -> _Code:
             run_type = name or code.__name__
@@ -108,9 +109,7 @@ class App:
                 raise ValueError(
                     f"there is an orchestration {run_type!r} already: give one of them another name"
                 )
-            self._orchestrations[run_type] = _Orchestration(
-                run_type, code, None if approvers is None else tuple(approvers), _input_adapter(code, 1)
-            )
+            self._orchestrations[run_type] = _Orchestration(run_type, code, names, _input_adapter(code, 1))
             cast("Any", code).__towline_run_type__ = run_type
             return code
 

@@ -219,10 +219,11 @@ class RunHandle:
         Raises:
             ApprovalExpired: Nobody decided within `timeout`. Raised where the task is yielded.
             ValueError: The quorum can't be reached, or there is nobody to escalate to.
+            TypeError: `approvers` or `escalate_to` is one text.
         """
         if escalate_after is not None and not escalate_to:
             raise ValueError(f"approval {name}: escalate_after needs escalate_to")
-        chosen = self._approvers if approvers is None else tuple(approvers)
+        chosen = self._approvers if approvers is None else several("approvers", approvers)
         announcement = Announcement(title=title, details=to_jsonable_python(details), approvers=chosen)
         return self.context.asks.approval(
             name,
@@ -230,7 +231,7 @@ class RunHandle:
             quorum=quorum,
             timeout=timeout,
             escalate_after=escalate_after,
-            escalate_to=tuple(escalate_to),
+            escalate_to=several("escalate_to", escalate_to),
             shape=_decision,
         )
 
@@ -262,6 +263,17 @@ class RunHandle:
     def continue_as_new(self, value: Any, *, keep_events: bool = True) -> None:
         """Start over with `value` as input once the code returns: for runs without end."""
         self.context.continue_as_new(to_jsonable_python(value), save_events=keep_events)
+
+
+def several(what: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The names of people, given as a list.
+
+    Raises:
+        TypeError: It is one text, which Python takes for a list of letters: nobody could decide.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"{what}: {names!r} is one text: give a list, [{names!r}]")
+    return tuple(names)
 
 
 def _decision(delivered: Deliver) -> ApprovalDecision:

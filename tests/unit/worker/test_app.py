@@ -326,10 +326,10 @@ def test_a_retry_goes_on_for_as_many_attempts_as_it_is_told() -> None:
     assert retry.delay(4_999, "1") == timedelta(minutes=1)
 
 
-async def waits_by_await(run: RunHandle) -> None: ...
+async def waits_by_await(run: Any, value: Any) -> None: ...
 
 
-async def yields_and_awaits(run: RunHandle) -> AsyncGenerator[None]:
+async def yields_and_awaits(run: Any, value: Any) -> AsyncGenerator[None]:
     yield
 
 
@@ -344,3 +344,31 @@ def test_a_plain_module_s_async_orchestration_fails_its_run_with_what_to_write_i
     outcome = events(Simulator.of(code).start())[-1].data
     assert isinstance(outcome, RunFailed)
     assert "is an async function: write `def`, and `yield`" in outcome.error.message
+
+
+def test_approvers_that_are_one_text_are_refused_and_not_taken_letter_by_letter() -> None:
+    with pytest.raises(TypeError, match=r"approvers: 'ann' is one text: give a list, \['ann'\]"):
+        App("tests").orchestration(approvers="ann")
+
+
+@app.orchestration
+def escalates_to_a_text(run: RunHandle) -> Steps[Any]:
+    yield run.approval(title="Go?", escalate_after=timedelta(hours=1), escalate_to="boss")
+
+
+@app.orchestration
+def asks_a_text(run: RunHandle) -> Steps[Any]:
+    yield run.approval(title="Go?", approvers="ann")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("asks_a_text", "approvers: 'ann' is one text"),
+        ("escalates_to_a_text", "escalate_to: 'boss' is one text"),
+    ],
+)
+def test_an_approval_for_people_that_are_one_text_fails_its_run(name: str, problem: str) -> None:
+    outcome = events(start(name).start())[-1].data
+    assert isinstance(outcome, RunFailed)
+    assert problem in outcome.error.message
