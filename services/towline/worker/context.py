@@ -186,7 +186,9 @@ class RunContext(task.OrchestrationContext):
         """Call an activity; its spans and logs name the run."""
         given: dict[str, str] = options.pop("tags", None) or {}
         tags = {**given, **self.run.labels}
-        return self._native.call_activity(activity, tags=tags, **options)
+        call = self._native.call_activity(activity, tags=tags, **options)
+        sdk.retry_by_run_time(call, self._native)
+        return call
 
     def call_entity(
         self,
@@ -237,6 +239,7 @@ class RunContext(task.OrchestrationContext):
             # ids of the one before, which are answered and known.
             options["instance_id"] = f"{self.instance_id}:g{generation}-{len(self.children) + 1:04x}"
         call = self._native.call_sub_orchestrator(orchestrator, input=wrapped, **options)
+        sdk.retry_by_run_time(call, self._native)
         self.children[sdk.child_instance_id(self._native)] = call
         return ChildTask(call, self.run, return_type)
 

@@ -239,6 +239,34 @@ def test_a_race_is_won_by_whichever_comes_first() -> None:
     assert run.result == "in time"
 
 
+PATIENT = task.RetryPolicy(
+    first_retry_interval=timedelta(seconds=1), max_number_of_attempts=9, retry_timeout=timedelta(minutes=1)
+)
+
+
+def tries_an_activity(ctx: task.OrchestrationContext, _: Any) -> Any:
+    return (yield ctx.call_activity(greet, input="Ann", retry_policy=PATIENT))
+
+
+def tries_a_child(ctx: task.OrchestrationContext, _: Any) -> Any:
+    return (yield ctx.call_sub_orchestrator("one_step", input="Ann", retry_policy=PATIENT))
+
+
+@pytest.mark.parametrize("code", [tries_an_activity, tries_a_child])
+def test_a_retry_timeout_goes_by_the_run_s_time_so_that_a_late_replay_does_the_same(code: Any) -> None:
+    # The recorded history is older than the timeout, as it is for a run that is replayed after a crash.
+    run = Simulator.of(code)
+    run.start()
+    failed = run.activity_failed if code is tries_an_activity else run.child_failed
+    failure = failed(ConnectionError("away"))
+    run.turn(failure)
+    run.turn(run.timer_fired())
+    run.now += timedelta(minutes=1)
+    run.turn(failure)  # of the second attempt, which has the id of the first
+    assert run.status == "failed"
+    assert run.pending("timer") == []
+
+
 def compensates(ctx: task.OrchestrationContext, _: Any) -> Any:
     booked = []
     try:

@@ -12,6 +12,7 @@ from towline.worker.sdk.contexts import (
     is_generator,
     orchestrator_input_type,
     release_wait,
+    retry_by_run_time,
     trace_parent,
 )
 from towline.worker.sdk.execution import (
@@ -129,6 +130,7 @@ __all__ = [
     "read_work_item",
     "release_wait",
     "resolve_payloads",
+    "retry_by_run_time",
     "run_on_agent_loop",
     "started_event",
     "strip_workflow_markers",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from datetime import timedelta
 from typing import Any, cast
 
 import durabletask.internal.orchestrator_service_pb2 as pb
@@ -34,6 +35,33 @@ def child_instance_id(context: task.OrchestrationContext) -> str:
     """Id of the child orchestration that was created last in this context."""
     actions = cast("dict[int, pb.OrchestratorAction]", context._pending_actions)  # type: ignore[attr-defined]  # noqa: SLF001
     return actions[max(actions)].createSubOrchestration.instanceId
+
+
+def retry_by_run_time(call: task.Task[Any], context: task.OrchestrationContext) -> None:
+    """Let the orchestration's time say whether a call's `retry_timeout` is over.
+
+    The SDK asks the machine's clock, in each replay anew: a call that was tried again in time is not tried
+    again by a replay after the timeout, and the run fails as not deterministic.
+    """
+    if not isinstance(call, task.RetryableTask):
+        return
+    policy: task.RetryPolicy = call._retry_policy  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    timeout = policy.retry_timeout
+    if timeout is None:
+        return
+    began = context.current_utc_datetime
+    by_policy = call.compute_next_delay
+    call._retry_policy = task.RetryPolicy(  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        first_retry_interval=policy.first_retry_interval,
+        max_number_of_attempts=policy.max_number_of_attempts,
+        backoff_coefficient=policy.backoff_coefficient,
+        max_retry_interval=policy.max_retry_interval,
+    )
+
+    def compute_next_delay() -> timedelta | None:
+        return None if context.current_utc_datetime - began >= timeout else by_policy()
+
+    setattr(call, "compute_next_delay", compute_next_delay)  # noqa: B010 — a method, put in its place
 
 
 def cancel_handler(wait: task.CancellableTask[Any]) -> Callable[[], None] | None:

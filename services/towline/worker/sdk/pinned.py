@@ -52,6 +52,7 @@ _EXPECTED: Final[tuple[tuple[object, str], ...]] = (
     (TaskHubGrpcWorker, "add_orchestrator"),
     (task.CancellableTask, "set_cancel_handler"),
     (task.CompositeTask, "on_child_completed"),
+    (task.RetryableTask, "compute_next_delay"),
     (type_discovery, "orchestrator_input_type"),
     (DurableAIAgentWorker, "add_agent"),
     (DurableAIAgentWorker, "configure_workflow"),
