@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, cast
 
 from agent_framework_durabletask import AgentSessionId
@@ -187,7 +188,7 @@ class RunContext(task.OrchestrationContext):
         given: dict[str, str] = options.pop("tags", None) or {}
         tags = {**given, **self.run.labels}
         call = self._native.call_activity(activity, tags=tags, **options)
-        sdk.retry_by_run_time(call, self._native)
+        sdk.watch_retries(call, self._native)
         return call
 
     def call_entity(
@@ -234,14 +235,24 @@ class RunContext(task.OrchestrationContext):
         wrapped = wrap_input(envelope, self.child_input(options.pop("input", None)))
         return_type = options.pop("return_type", None)
         generation = self.run.counters.generation
-        if generation > 1 and options.get("instance_id") is None:
+        named = options.get("instance_id") is not None
+        if generation > 1 and not named:
             # The SDK counts from 1 in each generation. A child of the same id would ask and speak under the
             # ids of the one before, which are answered and known.
             options["instance_id"] = f"{self.instance_id}:g{generation}-{len(self.children) + 1:04x}"
         call = self._native.call_sub_orchestrator(orchestrator, input=wrapped, **options)
-        sdk.retry_by_run_time(call, self._native)
-        self.children[sdk.child_instance_id(self._native)] = call
+        child_id = sdk.child_instance_id(self._native)
+        self.children[child_id] = call
+        # A child of the app's own naming keeps its name.
+        sdk.watch_retries(call, self._native, None if named else partial(self._further_attempt, child_id))
         return ChildTask(call, self.run, return_type)
+
+    def _further_attempt(self, child_id: str, number: int) -> str:
+        """Instance id of a child that is tried again: what it asks is not what the failed attempt asked."""
+        before = child_id if number == 2 else f"{child_id}r{number - 1}"
+        following = f"{child_id}r{number}"
+        self.children[following] = self.children.pop(before)
+        return following
 
     def child_input(self, value: Any) -> Any:
         """What a child gets of `value`: not the marks by which a workflow's engine trusts its own children.

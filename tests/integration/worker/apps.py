@@ -23,7 +23,7 @@ from agent_framework import (
     response_handler,
 )
 from agent_framework_durabletask import DurableAIAgentWorker
-from durabletask.task import ActivityContext, OrchestrationContext
+from durabletask.task import ActivityContext, OrchestrationContext, RetryPolicy
 from pydantic import BaseModel
 
 from towline.testing.scripted import Reply, Rule, ScriptedChatClient
@@ -199,6 +199,18 @@ def asks_a_child_again(ctx: OrchestrationContext, left: int) -> Any:
     return approved
 
 
+def tries_a_child(ctx: OrchestrationContext, _: Any) -> Any:
+    once_more = RetryPolicy(first_retry_interval=timedelta(milliseconds=10), max_number_of_attempts=2)
+    return (yield ctx.call_sub_orchestrator(child_that_insists, input=None, retry_policy=once_more))
+
+
+def child_that_insists(ctx: OrchestrationContext, _: Any) -> Any:
+    answer = yield ctx.wait_for_external_event("HumanApproval")
+    if not answer["approved"]:
+        raise RuntimeError("rejected")
+    return "approved"
+
+
 def child_that_asks(ctx: OrchestrationContext, _: Any) -> Any:
     answer = yield ctx.wait_for_external_event("HumanApproval")
     return answer["approved"]
@@ -232,6 +244,8 @@ def setup_worker(worker: Any) -> None:
         countdown,
         asks_a_child,
         asks_a_child_again,
+        tries_a_child,
+        child_that_insists,
         child_that_asks,
         hangs,
     ):

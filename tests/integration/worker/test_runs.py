@@ -58,6 +58,17 @@ async def test_the_child_of_each_generation_asks_under_an_id_of_its_own(wire: Wi
     assert len({seen.id for seen in asks}) == len({seen.data["approval_id"] for seen in asks}) == 3
 
 
+async def test_a_child_that_is_tried_again_asks_under_another_id(wire: Wire) -> None:
+    run_id = await wire.start("tries_a_child")
+    for number, approved in enumerate((False, True)):
+        asked = await wire.until(
+            lambda number=number: wire.of(run_id, "approval.requested")[number:], f"attempt {number} asks"
+        )
+        decision = await wire.decide(run_id, asked[0].data["approval_id"], approved)
+        assert (await wire.answer(decision)).type == "approval.resolved"
+    assert (await wire.outcome(run_id)).data["output"] == "approved"
+
+
 async def test_runs_of_one_session_continue_one_conversation_and_others_do_not(wire: Wire) -> None:
     session = f"session-{uuid4().hex[:8]}"
     texts = []

@@ -12,8 +12,8 @@ from towline.worker.sdk.contexts import (
     is_generator,
     orchestrator_input_type,
     release_wait,
-    retry_by_run_time,
     trace_parent,
+    watch_retries,
 )
 from towline.worker.sdk.execution import (
     RUN_OPTION,
@@ -130,7 +130,6 @@ __all__ = [
     "read_work_item",
     "release_wait",
     "resolve_payloads",
-    "retry_by_run_time",
     "run_on_agent_loop",
     "started_event",
     "strip_workflow_markers",
@@ -138,6 +137,7 @@ __all__ = [
     "trace_parent",
     "turn_answer",
     "watch_registrations",
+    "watch_retries",
     "work_items_request",
     "workflow_path_prefix",
     "workflow_type",

@@ -37,19 +37,25 @@ def child_instance_id(context: task.OrchestrationContext) -> str:
     return actions[max(actions)].createSubOrchestration.instanceId
 
 
-def retry_by_run_time(call: task.Task[Any], context: task.OrchestrationContext) -> None:
-    """Let the orchestration's time say whether a call's `retry_timeout` is over.
+def watch_retries(
+    call: task.Task[Any],
+    context: task.OrchestrationContext,
+    child_id: Callable[[int], str] | None = None,
+) -> None:
+    """Let the orchestration's time say whether a call's `retry_timeout` is over, and name a child's attempts.
 
     The SDK asks the machine's clock, in each replay anew: a call that was tried again in time is not tried
     again by a replay after the timeout, and the run fails as not deterministic.
+
+    Args:
+        call: What the context answered; left alone if it is not tried again.
+        context: Whose time it is.
+        child_id: Instance id of a child's further attempt, by its number from 2; else that of the first.
     """
     if not isinstance(call, task.RetryableTask):
         return
     policy: task.RetryPolicy = call._retry_policy  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-    timeout = policy.retry_timeout
-    if timeout is None:
-        return
-    began = context.current_utc_datetime
+    timeout, began = policy.retry_timeout, context.current_utc_datetime
     by_policy = call.compute_next_delay
     call._retry_policy = task.RetryPolicy(  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         first_retry_interval=policy.first_retry_interval,
@@ -59,7 +65,14 @@ def retry_by_run_time(call: task.Task[Any], context: task.OrchestrationContext) 
     )
 
     def compute_next_delay() -> timedelta | None:
-        return None if context.current_utc_datetime - began >= timeout else by_policy()
+        if timeout is not None and context.current_utc_datetime - began >= timeout:
+            return None
+        delay = by_policy()
+        if delay is not None and child_id is not None:
+            following = call._attempt_count + 1  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            action: pb.OrchestratorAction = call._action  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            action.createSubOrchestration.instanceId = child_id(following)
+        return delay
 
     setattr(call, "compute_next_delay", compute_next_delay)  # noqa: B010 — a method, put in its place
 
