@@ -47,7 +47,8 @@ SEEN_MAX: Final = 2_048
 EARLY_MAX: Final = 1_024
 """Decisions kept for asks that aren't there yet; further ones are refused at once."""
 CLOSED_CARRIED_MAX: Final = 256
-"""Resolved asks remembered over continue-as-new, to answer late decisions on them exactly."""
+"""Resolved asks, and as many of children, remembered over continue-as-new, to answer late decisions on them
+exactly."""
 
 
 @dataclass(slots=True)
@@ -200,6 +201,8 @@ class Book:
     def carried(self) -> dict[str, Any]:
         """What the next generation must know, as JSON. Call it after `close_generation`."""
         resolved = [ask for ask in self._asks.values() if ask.state is AskState.RESOLVED]
+        closed = [key for key, child in self._children.items() if not child.open]
+        forgotten = frozenset(closed[:-CLOSED_CARRIED_MAX])
         return {
             "counts": self._counts,
             "seen": list(self._seen),
@@ -213,7 +216,8 @@ class Book:
                     "open": child.open,
                     "unanswered": [c.model_dump(mode="json") for c in child.unanswered.values()],
                 }
-                for child in self._children.values()
+                for key, child in self._children.items()
+                if key not in forgotten
             ],
         }
 

@@ -24,7 +24,7 @@ from towline.worker.ask_model import (
     Refused,
     Resolved,
 )
-from towline.worker.book import EARLY_MAX, Book
+from towline.worker.book import CLOSED_CARRIED_MAX, EARLY_MAX, Book
 
 NOON = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 
@@ -241,3 +241,16 @@ def test_a_childs_ask_is_forwarded_once_and_its_rest_refused_when_it_ends() -> N
     restored = Book.restore(json.loads(json.dumps(book.carried())))
     assert reasons(restored.child_ask(ended)) == ["already_resolved"]
     assert restored.child_ask(ended) == []
+
+
+def test_what_is_carried_over_generations_does_not_grow_with_the_children_that_have_asked() -> None:
+    book = Book()
+    for number in range(3 * CLOSED_CARRIED_MAX):
+        name, child = f"g{number}-0001~approval", f"run-1:g{number}-0001"
+        book.child_ask(ChildAsk(approval_id=name, instance_id=child))
+        book.child_ask(ChildAsk(approval_id=name, instance_id=child, phase="resolved"))
+    book.child_ask(ChildAsk(approval_id="open", instance_id="run-1:0001"))
+    assert len(book.carried()["children"]) == CLOSED_CARRIED_MAX + 1
+    restored = Book.restore(book.carried())
+    late = restored.receive(decided(f"g{3 * CLOSED_CARRIED_MAX - 1}-0001~approval"))
+    assert reasons(late) == ["already_resolved"]
