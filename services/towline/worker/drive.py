@@ -200,9 +200,11 @@ class _Drive:
         exist before the turn is reported.
         """
         command = cast("CancelCommand", self._run.cancel).model_dump(mode="json")
-        for instance_id, child in self._context.children.items():
-            if not child.is_complete:
-                self._run.native.send_event(instance_id, CANCEL_EVENT, data=command)
+        for instance_id in dict.fromkeys((*self._run.earlier_children, *self._running_children())):
+            self._run.native.send_event(instance_id, CANCEL_EVENT, data=command)
+
+    def _running_children(self) -> list[str]:
+        return [instance_id for instance_id, child in self._context.children.items() if not child.is_complete]
 
     def _cancelled(self) -> RunCancelledError:
         cancel = self._run.cancel
@@ -213,7 +215,9 @@ class _Drive:
         assert following is not None
         self._take_mail()
         self._asks.close_generation()
-        envelope = self._run.envelope.model_copy(update={"carried": self._run.carried()})
+        envelope = self._run.envelope.model_copy(
+            update={"carried": self._run.carried(self._running_children())}
+        )
         # Events are always saved, decisions on their way among them; the host drops the others afterwards
         # if the code does not want them.
         self._run.native.continue_as_new(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -40,6 +40,10 @@ _USAGE_FIELDS: Final = {
     "output_tokens": "output_token_count",
     "total_tokens": "total_token_count",
 }
+
+
+CHILDREN_CARRIED_MAX: Final = 256
+"""Children of earlier generations that a cancel still reaches: whether they have ended nobody tells."""
 
 
 def utc(moment: datetime) -> datetime:
@@ -86,6 +90,8 @@ class Run:
         self.converter = converter
         self.source = source
         self.counters, self.book, generation = _restore(envelope)
+        self.earlier_children: list[str] = _earlier_children(envelope)
+        """Children that may be left of earlier generations, by instance id."""
         self.is_first_generation = generation
         self.cancel: CancelCommand | None = None
         self.asks: Asks | None = None
@@ -269,8 +275,8 @@ class Run:
         """The trace that the run belongs to."""
         return sdk.trace_parent(self.native) or self.envelope.traceparent
 
-    def carried(self) -> dict[str, Any]:
-        """What the next generation gets in its envelope."""
+    def carried(self, children: Sequence[str] = ()) -> dict[str, Any]:
+        """What the next generation gets in its envelope. `children`: those that this one leaves running."""
         turn = current_turn()
         position = 0 if turn is None else turn.position
         return {
@@ -279,6 +285,7 @@ class Run:
             "agent_turns": self.counters.agent_turns,
             "position": self.counters.position + position + 1,
             "usage": self.counters.usage,
+            "children": [*self.earlier_children, *children][-CHILDREN_CARRIED_MAX:],
             "book": self.book.carried(),
         }
 
@@ -306,6 +313,11 @@ def _restore(envelope: RunEnvelope) -> tuple[Counters, Book, bool]:
         usage=dict(state["usage"]),
     )
     return counters, Book.restore(state["book"]), False
+
+
+def _earlier_children(envelope: RunEnvelope) -> list[str]:
+    carried = envelope.carried
+    return cast("list[str]", carried.get("children", [])) if isinstance(carried, dict) else []
 
 
 def _prefix(instance_id: str, run_id: str) -> str:

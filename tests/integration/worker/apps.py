@@ -188,6 +188,14 @@ def countdown(ctx: OrchestrationContext, left: int) -> Any:
     ctx.continue_as_new(left - 1)
 
 
+def leaves_a_child(ctx: OrchestrationContext, generation: int) -> Any:
+    if generation == 0:
+        ctx.call_sub_orchestrator(wait_long, input=None)
+        ctx.continue_as_new(1)
+        return
+    yield ctx.wait_for_external_event("never2")
+
+
 def asks_a_child(ctx: OrchestrationContext, _: Any) -> Any:
     return (yield ctx.call_sub_orchestrator(child_that_asks, input=None))
 
@@ -242,6 +250,7 @@ def setup_worker(worker: Any) -> None:
         booking,
         wait_long,
         countdown,
+        leaves_a_child,
         asks_a_child,
         asks_a_child_again,
         tries_a_child,

@@ -21,6 +21,17 @@ async def test_a_cancelled_run_undoes_and_its_child_ends(wire: Wire) -> None:
     assert resolved[0].data["outcome"] == "cancelled"
 
 
+async def test_a_cancel_reaches_the_child_that_an_earlier_generation_has_left_running(wire: Wire) -> None:
+    run_id = await wire.start("leaves_a_child", 0)
+    await wire.until(lambda: len(wire.of(run_id, "approval.requested")) == 2, "run and child wait")
+    await wire.control(run_id, "cancel", "enough")
+    assert (await wire.outcome(run_id)).type == "run.cancelled"
+    resolved = await wire.until(
+        lambda: wire.of(run_id, "approval.resolved")[1:], "the child's ask ends as well as the run's"
+    )
+    assert resolved[0].data["outcome"] == "cancelled"
+
+
 async def test_a_run_of_several_generations_has_one_start_and_one_outcome(wire: Wire) -> None:
     run_id = await wire.start("countdown", 2)
     words = [await wire.raise_event(run_id, "word", n) for n in range(3)]
