@@ -49,8 +49,8 @@ class ApprovalDecision(BaseModel):
     """All decisions that counted, in order: more than one where a quorum was asked for."""
 
 
-class TypedTask(task.CompositeTask[T], task.CompletableTask[T]):
-    """A task whose result is validated on its way to the run's code."""
+class TypedTask(task.CompositeTask[T], task.CancellableTask[T]):
+    """A task whose result is validated on its way to the run's code. To be cancelled like its inner one."""
 
     def __init__(self, inner: task.Task[Any], adapter: TypeAdapter[Any]) -> None:
         self._adapter = adapter
@@ -59,6 +59,10 @@ class TypedTask(task.CompositeTask[T], task.CompletableTask[T]):
     def on_child_completed(self, task: task.Task[Any]) -> None:
         """Take the result over."""
         if self.is_complete:
+            return
+        if _is_cancelled(task):
+            self._is_cancelled = self._is_complete = True
+            self._notify_parent()
             return
         if task.is_failed:
             # Kept as it is, so that the code sees the failure of the activity and not one of this task.
@@ -72,6 +76,15 @@ class TypedTask(task.CompositeTask[T], task.CompletableTask[T]):
             self.fail(str(error), error)
         else:
             self.complete(value)
+
+    def cancel(self) -> bool:
+        """Give the wait up: what comes for it goes to the next one. False if it is over already."""
+        inner = self.get_tasks()[0]
+        return isinstance(inner, task.CancellableTask) and inner.cancel()
+
+
+def _is_cancelled(of: task.Task[Any]) -> bool:
+    return isinstance(of, task.CancellableTask) and of.is_cancelled
 
 
 class RunHandle:
@@ -203,7 +216,7 @@ class RunHandle:
         quorum: int = 1,
         escalate_after: timedelta | None = None,
         escalate_to: Sequence[str] = (),
-    ) -> task.Task[ApprovalDecision]:
+    ) -> task.CancellableTask[ApprovalDecision]:
         """Ask people to decide. Announced at once; the task gives an `ApprovalDecision`.
 
         Args:
@@ -235,7 +248,7 @@ class RunHandle:
             shape=_decision,
         )
 
-    def event(self, name: str, kind: Any = Any) -> task.Task[Any]:
+    def event(self, name: str, kind: Any = Any) -> task.CancellableTask[Any]:
         """Wait for an external event (``event.raised``), validated against `kind`."""
         wait = self.context.wait_for_external_event(name)
         return wait if kind is Any else TypedTask(wait, TypeAdapter(kind))
@@ -249,7 +262,7 @@ class RunHandle:
         return task.when_all(list(tasks))
 
     def any(self, tasks: Sequence[task.Task[Any]]) -> task.Task[task.Task[Any]]:
-        """Wait for the first of them; gives that task. Cancel the losers that can be."""
+        """Wait for the first of them; gives that task. Cancel losers (events, approvals, timers)."""
         return task.when_any(list(tasks))
 
     def status(self, status: Any) -> None:

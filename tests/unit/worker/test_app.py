@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from durabletask.task import TaskCancelledError
 from pydantic import BaseModel, Field
 from tests.unit.worker.simulator import (
     Simulator,
@@ -133,6 +134,10 @@ def parent(run: RunHandle) -> Steps[Any]:
 @app.orchestration
 def at_once(run: RunHandle, value: int) -> int:
     return value + 1
+
+
+def outcomes_of(run: Simulator) -> dict[str, str]:
+    return {data["approval_id"]: data["outcome"] for _, data in told(run.said) if "outcome" in data}
 
 
 def start(name: str, value: Any = None, **options: Any) -> Simulator:
@@ -372,3 +377,25 @@ def test_an_approval_for_people_that_are_one_text_fails_its_run(name: str, probl
     outcome = events(start(name).start())[-1].data
     assert isinstance(outcome, RunFailed)
     assert problem in outcome.error.message
+
+
+@app.orchestration
+def cancels_the_loser(run: RunHandle) -> Steps[Any]:
+    words, numbers = run.event("word", str), run.event("number", int)
+    won = yield run.any([words, numbers])
+    assert won is words
+    assert numbers.cancel()
+    assert not words.cancel()
+    try:
+        yield numbers
+    except TaskCancelledError:
+        return (yield run.event("number", int))
+
+
+def test_a_typed_wait_that_lost_can_be_cancelled_and_the_next_of_its_name_gets_what_comes() -> None:
+    run = start("cancels_the_loser")
+    run.start()
+    run.turn(event("word", "first", "e1"))
+    run.turn(event("number", 2, "e2"))
+    assert run.result == 2
+    assert outcomes_of(run) == {"word": "approved", "number": "cancelled", "number~2": "approved"}
