@@ -72,7 +72,8 @@ class Supervisor:
         """Keep the children running.
 
         Returns:
-            False if one of them can't host what it was given (it says why on its standard error).
+            False if one of them can't host what it was given when it is first started (it says why on its
+            standard error).
         """
         slots = [asyncio.create_task(self._keep(number)) for number in range(1, self.plan.count + 1)]
         try:
@@ -93,15 +94,18 @@ class Supervisor:
     async def _keep(self, number: int) -> None:
         first_s, longest_s = self.plan.restart_after_s
         loop, wait_s = asyncio.get_running_loop(), first_s
+        # What could be hosted before can be again: a volume is away, say, or the app's files are replaced.
+        first = True
         while not self._stopping.is_set():
             began = loop.time()
             code = await self._run_once(number)
             if self._stopping.is_set():
                 return
-            if code == UNUSABLE:
+            if code == UNUSABLE and first:
                 self._unusable = True
                 self.stop()
                 return
+            first = first and code is None
             wait_s = first_s if loop.time() - began > _LASTING_S else min(wait_s * 2, longest_s)
             _log.warning("worker_process_died", extra={"number": number, "code": code, "restart_s": wait_s})
             stopping = asyncio.ensure_future(self._stopping.wait())

@@ -97,6 +97,28 @@ async def test_what_can_not_be_hosted_ends_all(tmp_path: Path) -> None:
     assert await asyncio.wait_for(Supervisor(plan(tmp_path, code)).run(), PATIENCE_S) is False
 
 
+async def test_one_that_can_not_start_again_for_now_is_tried_again_and_the_other_stays(
+    tmp_path: Path,
+) -> None:
+    # The second start of the first child finds that it can't host anything: a volume is away, say.
+    code = f"""
+import pathlib, sys
+if sys.argv[1].endswith("/1"):
+    starts = pathlib.Path(sys.argv[1] + ".starts")
+    with starts.open("a") as file:
+        file.write("x")
+    if len(starts.read_text()) == 2:
+        sys.exit({UNUSABLE})
+{WAITS}"""
+    async with running(Supervisor(plan(tmp_path, code))) as task:
+        await eventually_async(lambda: bool(pid(tmp_path, 1) and pid(tmp_path, 2)))
+        first, second = pid(tmp_path, 1), pid(tmp_path, 2)
+        os.kill(first, signal.SIGKILL)
+        await eventually_async(lambda: task.done() or pid(tmp_path, 1) not in (0, first))
+        assert not task.done()
+        assert is_alive(second)
+
+
 async def test_children_stop_when_their_parent_was_killed(tmp_path: Path) -> None:
     parent = (
         LOAD
