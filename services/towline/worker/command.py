@@ -16,6 +16,7 @@ from towline.contracts.payloads import open_payload_store
 from towline.contracts.producer import EventProducer
 from towline.contracts.settings import KafkaSettings, PayloadSettings, RedisSettings, SchedulerSettings
 from towline.telemetry import HealthServer, ListenError, event_loop, set_up
+from towline.telemetry.listen import split_listen
 from towline.telemetry.metrics import observe_value
 from towline.worker import loader
 from towline.worker.host import Host, until_signalled
@@ -76,10 +77,11 @@ def worker(
 
 
 def _supervise(target: str, count: int, settings: WorkerSettings) -> None:
-    host, _, port = settings.http_listen.rpartition(":")
-    if not 0 < int(port) <= 65_535 - count:
+    host, port = split_listen(settings.http_listen)
+    if not 0 < port <= 65_535 - count:
         _fail("TOWLINE_WORKER_HTTP_LISTEN needs a port: the processes serve those that follow it")
-    listens = [f"{host}:{int(port) + number}" for number in range(1, count + 1)]
+    in_url = f"[{host}]" if ":" in host else host
+    listens = [f"{in_url}:{port + number}" for number in range(1, count + 1)]
     plan = Plan(
         command=lambda _: (sys.executable, "-m", "towline.worker", "--app", target, "--supervised"),
         environment=lambda number: {**os.environ, "TOWLINE_WORKER_HTTP_LISTEN": listens[number - 1]},
