@@ -6,7 +6,9 @@ import asyncio
 import logging
 import os
 import sys
-from contextlib import AsyncExitStack
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, suppress
 from typing import Annotated, NoReturn
 
 import typer
@@ -31,6 +33,9 @@ _log = logging.getLogger(__name__)
 
 _DELIVERY_TIMEOUT_S = 5.0
 """One try to publish. The turn tries again for as long as it takes; the log and /readyz tell of each."""
+
+_THREADS_END_S = 1.0
+"""How long calls into the file system or for an address may take after all else has ended."""
 
 _AGAIN = 1
 """Exit status for what another start may mend: whoever has the address may be about to leave."""
@@ -105,6 +110,39 @@ def _supervise(target: str, count: int, settings: WorkerSettings) -> None:
 
 
 async def _host(loaded: loader.LoadedApp, settings: WorkerSettings, *, supervised: bool) -> bool:
+    """Host until told to stop; whether nothing is left that would hold the interpreter up at its end."""
+    threads = ThreadPoolExecutor(thread_name_prefix="towline-io")
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(threads)
+    try:
+        clean = await _host_until_stopped(loaded, settings, supervised=supervised)
+    finally:
+        # A payload folder whose file server is gone holds threads in the system's calls; the loop waits for
+        # all threads of its own executor when it ends, however long.
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        left = await _shut_down(threads)
+    return clean and not left
+
+
+async def _shut_down(threads: ThreadPoolExecutor) -> bool:
+    """Whether some of the threads are busy for longer than may be waited for."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def shut_down() -> None:
+        threads.shutdown(cancel_futures=True)
+        with suppress(RuntimeError):  # the loop has ended before
+            loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=shut_down, daemon=True).start()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_THREADS_END_S):
+            await ended.wait()
+    return not ended.is_set()
+
+
+async def _host_until_stopped(
+    loaded: loader.LoadedApp, settings: WorkerSettings, *, supervised: bool
+) -> bool:
     stop = until_signalled()
     if supervised:
         stop_with_parent(stop)
