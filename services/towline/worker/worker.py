@@ -72,6 +72,7 @@ class TowlineWorker(DurableTaskSchedulerWorker):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        sdk.install_described_operations()
         self.outlet = outlet
         self.source = source
         self.orchestrators: dict[str, Callable[..., Any]] = {}

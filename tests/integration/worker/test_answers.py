@@ -67,6 +67,28 @@ async def test_an_operation_of_an_entity_is_answered_whatever_it_raises(kind: st
     assert result.failure.failureDetails.errorMessage
 
 
+@trouble
+async def test_an_operation_that_fails_takes_no_other_of_its_batch_with_it(kind: str) -> None:
+    def counts(context: Any, by: int) -> int:
+        if by == 0:
+            raise TROUBLE[kind]
+        context.set_state(context.get_state(int, 0) + by)
+        return context.get_state(int)
+
+    operations = [pb.OperationRequest(operation="add", requestId=str(by)) for by in (1, 0, 2)]
+    for operation in operations:
+        operation.input.value = operation.requestId
+    batch = pb.EntityBatchRequest(instanceId="@counts@1", operations=operations)
+    service = Listening(pb.WorkItem(completionToken="token", entityRequest=batch))
+    async with dispatching(service, set_up=lambda worker: worker.add_entity(counts)):
+        await eventually_async(lambda: service.answers)
+    answer = service.answers["token"]
+    before, failed, after = answer.results
+    assert (before.success.result.value, after.success.result.value) == ("1", "3")
+    assert failed.failure.failureDetails.errorMessage
+    assert answer.entityState.value == "3"
+
+
 def asks(agent: str, token: str, *run_ids: str) -> pb.WorkItem:
     """A batch of an agent's entity: one message for each run; for none of Towline's, if none is named."""
     operations: list[pb.OperationRequest] = []

@@ -34,6 +34,7 @@ from towline.worker.sdk.failures import (
     failed_activity,
     failed_batch,
     failed_turn,
+    install_described_operations,
     largest_text_bytes,
 )
 from towline.worker.sdk.messages import (
@@ -110,6 +111,7 @@ __all__ = [
     "has_parent",
     "hello",
     "install_agent_wait",
+    "install_described_operations",
     "install_fast_times",
     "install_releases",
     "is_agent_entity",

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import durabletask.internal.orchestrator_service_pb2 as pb
+from durabletask import worker as sdk_worker
 from durabletask.internal import helpers
+from durabletask.worker import _EntityExecutor  # pyright: ignore[reportPrivateUsage]
 from google.protobuf import wrappers_pb2
 from greenlet import GreenletExit
 
@@ -37,6 +39,41 @@ def contained(execute: Callable[[], A], failed: Callable[[Exception], B]) -> A |
     except BaseException as error:  # noqa: BLE001 — see above
         _log.exception("item_raised")
         return failed(WorkerError(f"the code raised {type(error).__name__}: {message_of(error)}"))
+
+
+class _DescribingExecutor(_EntityExecutor):
+    """Carries operations of entities out; what one of them raises is always something that can be described.
+
+    The SDK raises an error that it can't describe out of the whole batch: the operations of others, which may
+    be done, would fail with it.
+    """
+
+    def execute(self, *arguments: Any, **options: Any) -> str | None:
+        """One operation."""
+        try:
+            return super().execute(*arguments, **options)
+        except (GreenletExit, GeneratorExit):  # nobody waits for the answer any more
+            raise
+        except Exception as error:  # noqa: BLE001 — whatever the user's code raises
+            failure = _described(error)
+        except BaseException as error:  # noqa: BLE001 — see `contained`
+            failure = WorkerError(f"the code raised {type(error).__name__}: {message_of(error)}")
+        # Not where it was caught: an error is described together with the one that it was raised in.
+        raise failure
+
+
+def _described(error: Exception) -> Exception:
+    """`error`, or what can be said of it."""
+    try:
+        helpers.new_failure_details(error)
+    except Exception:  # noqa: BLE001 — the user's `__str__`
+        return WorkerError(f"{type(error).__name__}: {message_of(error)}")
+    return error
+
+
+def install_described_operations() -> None:
+    """Have each operation of an entity fail for itself. Idempotent."""
+    setattr(sdk_worker, "_EntityExecutor", _DescribingExecutor)  # noqa: B010 — no public name
 
 
 def failed_turn(request: Any, token: str, error: Exception) -> pb.OrchestratorResponse:

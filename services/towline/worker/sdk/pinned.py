@@ -33,6 +33,7 @@ PINNED: Final = {
 _EXPECTED: Final[tuple[tuple[object, str], ...]] = (
     (TaskHubGrpcWorker, "_execute_orchestrator"),
     (sdk_worker, "_OrchestrationExecutor"),
+    (sdk_worker, "_EntityExecutor"),
     (sdk_worker, "_RuntimeOrchestrationContext"),
     (tracing, "build_orchestration_trace_context"),
     (tracing, "emit_orchestration_span"),
