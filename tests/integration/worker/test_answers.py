@@ -219,3 +219,17 @@ async def test_an_agent_whose_code_cancels_its_own_task_is_answered_for() -> Non
         await eventually_async(lambda: service.answers)
     (result,) = service.answers["broken"].results
     assert result.failure.failureDetails.errorType.endswith("AgentStoppedError")
+
+
+async def test_a_message_to_an_agent_that_is_nested_beyond_reading_has_failed_and_the_agent_goes_on() -> None:
+    deep = asks("Echo", "deep", "run-1")
+    deep.entityRequest.operations[0].input.value = "[" * 100_000 + "]" * 100_000
+    service = Listening(deep)
+    async with dispatching(
+        service, set_up=lambda worker: DurableAIAgentWorker(worker).add_agent(agent_of("Echo", "still here"))
+    ):
+        await eventually_async(lambda: service.answers)
+        service.hand_out(asks("Echo", "after", "run-2"))
+        await eventually_async(lambda: "after" in service.answers)
+    (result,) = service.answers["deep"].results
+    assert result.failure.failureDetails.errorType.endswith("RecursionError")

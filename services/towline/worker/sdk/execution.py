@@ -88,7 +88,7 @@ def batch_run_ids(request: Any) -> set[str]:
     for operation in getattr(request, "operations", ()):
         try:
             call = call_of(json.loads(operation.input.value))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if call is not None:
             runs.add(call[0])
