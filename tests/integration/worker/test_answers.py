@@ -181,7 +181,23 @@ async def test_an_async_activity_that_stops_its_own_task_has_failed_and_agents_g
     assert service.answers["broken"].failureDetails.errorType.endswith("AgentStoppedError")
 
 
-async def test_a_cancel_of_one_run_spares_the_others_in_the_batch_of_a_session() -> None:
+def as_azure_has_it(item: pb.WorkItem) -> pb.WorkItem:
+    """The batch in the form in which other schedulers send one: the events that called for it."""
+    batch = item.entityRequest
+    called = [
+        pb.HistoryEvent(
+            entityOperationCalled=pb.EntityOperationCalledEvent(
+                requestId=operation.requestId, operation=operation.operation, input=operation.input
+            )
+        )
+        for operation in batch.operations
+    ]
+    request = pb.EntityRequest(instanceId=batch.instanceId, operationRequests=called)
+    return pb.WorkItem(completionToken=item.completionToken, entityRequestV2=request)
+
+
+@pytest.mark.parametrize("form", [lambda item: item, as_azure_has_it], ids=["batch", "events"])
+async def test_a_cancel_of_one_run_spares_the_others_in_the_batch_of_a_session(form: Any) -> None:
     begun = asyncio.Event()
     here = asyncio.get_running_loop()
 
@@ -194,7 +210,7 @@ async def test_a_cancel_of_one_run_spares_the_others_in_the_batch_of_a_session()
     def set_up(worker: TowlineWorker) -> None:
         DurableAIAgentWorker(worker).add_agent(agent_of("Echo", answers))
 
-    service = Listening(asks("Echo", "shared", "first", "second"))
+    service = Listening(form(asks("Echo", "shared", "first", "second")))
     async with dispatching(service, set_up=set_up) as made:
         await eventually_async(begun.is_set)
         made.cancel_agent_turns("first", ["1"], "no longer wanted")

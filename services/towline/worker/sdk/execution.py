@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
+import durabletask.internal.orchestrator_service_pb2 as pb
 from agent_framework_durabletask import (
     _async_bridge,  # pyright: ignore[reportPrivateUsage]
 )
@@ -19,6 +20,7 @@ from agent_framework_durabletask._async_bridge import run_agent_coroutine
 from agent_framework_durabletask._entities import DurableTaskEntityStateProvider
 from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 from durabletask.entities import EntityInstanceId
+from durabletask.internal import helpers
 
 from towline.worker.stops import told
 
@@ -84,8 +86,10 @@ def is_agent_entity(worker: Worker, instance_id: str) -> bool:
 
 def batch_run_ids(request: Any) -> set[str]:
     """The runs on whose behalf an agent's batch works, as far as its operations tell."""
+    if isinstance(request, pb.EntityRequest):
+        request, _ = helpers.convert_to_entity_batch_request(request)
     runs: set[str] = set()
-    for operation in getattr(request, "operations", ()):
+    for operation in request.operations:
         try:
             call = call_of(json.loads(operation.input.value))
         except (ValueError, RecursionError):
