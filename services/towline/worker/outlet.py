@@ -229,6 +229,8 @@ def printable(event: Event, reason: str) -> Event | None:
         replacement = data.model_copy(update={"status": {"too_large": True}})
     elif isinstance(data, ApprovalRequested) and data.details is not None:
         replacement = data.model_copy(update={"details": None})
+    elif isinstance(data, ApprovalRequested) and len(data.title or "") > _TEXT_CHARS_MAX:
+        replacement = data.model_copy(update={"title": (data.title or "")[:_TEXT_CHARS_MAX]})
     if replacement is None:
         return None
     return Event(

@@ -173,6 +173,17 @@ async def test_a_failure_whose_message_is_too_large_is_told_all_the_same() -> No
     assert kafka.sent == ["r/outcome"]
 
 
+async def test_an_ask_whose_title_is_too_large_is_announced_all_the_same() -> None:
+    kafka = Kafka()
+    kafka.limit = 20_000
+    outlet = Outlet(kafka, asyncio.get_running_loop())
+    asked = ApprovalRequested(
+        run_id="r", approval_id="a", title="Publish? " + "é" * 1_500_000, details={"a": 1}
+    )
+    await on_the_loop(outlet, Turn("r", 0, [Publish(event(asked, "r/approval/a/requested"))]), [])
+    assert kafka.sent == ["r/approval/a/requested"]
+
+
 @pytest.mark.parametrize(
     ("original", "expected"),
     [
