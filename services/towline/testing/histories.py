@@ -10,7 +10,8 @@ for path in Path("tests/histories").glob("*.json"):
 ```
 
 ``python -m towline.testing.histories RUN_ID FILE`` records a run of the scheduler that the
-`TOWLINE_SCHEDULER_*` variables name, as bridge and worker read them; `record` does so from code.
+`TOWLINE_SCHEDULER_*` variables name, as bridge and worker read them, and its large data from the payload
+store of the `TOWLINE_PAYLOADS_*` variables; `record` does so from code.
 
 Agents, activities and models are not called. Nothing is published.
 """
@@ -18,10 +19,12 @@ Agents, activities and models are not called. Nothing is published.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -29,10 +32,15 @@ from typing import Any, Final, cast
 import durabletask.internal.orchestrator_service_pb2 as pb
 from azure.core.credentials import TokenCredential
 from durabletask.azuremanaged.client import DurableTaskSchedulerClient
+from durabletask.payload import deexternalize_payloads_async
 from google.protobuf.json_format import MessageToDict, ParseDict
 from pydantic import ValidationError
 
-from towline.contracts.settings import SchedulerSettings
+from towline.contracts.errors import PayloadError
+from towline.contracts.payload_reference import SCHEME
+from towline.contracts.payloads import open_payload_store
+from towline.contracts.payloads.durable_store import SharedPayloadStore
+from towline.contracts.settings import PayloadSettings, SchedulerSettings
 from towline.testing.errors import ReplayError, TestKitError
 from towline.worker import host, loader
 from towline.worker.agents import no_instrumentation
@@ -62,6 +70,7 @@ _STEP_OF_ACTION: Final[dict[str, Callable[[Any], str]]] = {
     "sendEntityMessage": lambda _: "entity",
 }
 _RECORD_TIMEOUT_S: Final = 60.0
+_REFERENCE: Final = f"{SCHEME}:sha256:".encode()
 _ENDINGS: Final = ("executionCompleted", "executionTerminated", "orchestratorCompleted")
 
 
@@ -124,7 +133,11 @@ class RecordedRun:
 
 
 def record(
-    scheduler: SchedulerSettings, run_id: str, *, credential: TokenCredential | None = None
+    scheduler: SchedulerSettings,
+    run_id: str,
+    *,
+    credential: TokenCredential | None = None,
+    payloads: PayloadSettings | None = None,
 ) -> RecordedRun:
     """The histories of a run and its children, from the scheduler.
 
@@ -132,9 +145,12 @@ def record(
         scheduler: Address, task hub and what to show there; of a test's stack, ``towline_stack.scheduler``.
         run_id: The run; it may have ended or wait.
         credential: In place of the one that `scheduler` names.
+        payloads: Where the run's large data is; of a test's stack, ``towline_stack.payloads``. Default: what
+            the `TOWLINE_PAYLOADS_*` variables name.
 
     Raises:
-        TestKitError: There is no such run, or the scheduler does not answer, or refuses.
+        TestKitError: There is no such run, or the scheduler does not answer, or refuses; or large data of the
+            run is not in the payload store.
     """
     address = scheduler.address
     client = DurableTaskSchedulerClient(
@@ -149,7 +165,7 @@ def record(
         wanted = [run_id]
         while wanted:
             instance_id = wanted.pop()
-            events = _history(client, instance_id)
+            events = _with_payloads(_history(client, instance_id), payloads)
             started = next((e.executionStarted for e in events if e.HasField("executionStarted")), None)
             if started is None:
                 raise TestKitError(f"{address} has no run {instance_id} in task hub {scheduler.taskhub}")
@@ -312,6 +328,35 @@ def _history(client: DurableTaskSchedulerClient, instance_id: str) -> tuple[pb.H
             f"{instance_id} cannot be recorded: the scheduler says {answer.code().name}: {answer.details()}; "
             "see TOWLINE_SCHEDULER_ADDRESS, _TASKHUB, _CREDENTIAL and _TOKEN"
         ) from error
+
+
+def _with_payloads(
+    events: tuple[pb.HistoryEvent, ...], settings: PayloadSettings | None
+) -> tuple[pb.HistoryEvent, ...]:
+    """The events with their large data in the place of references to it."""
+    if not any(_REFERENCE in event.SerializeToString() for event in events):
+        return events
+
+    async def fetch() -> None:
+        chosen = settings or PayloadSettings()
+        store = open_payload_store(chosen)
+        if store is None:
+            raise TestKitError(
+                "the run has data in a payload store: set TOWLINE_PAYLOADS_URL as for the worker, "
+                "or give payloads="
+            )
+        async with store:
+            shared = SharedPayloadStore(store, threshold_bytes=chosen.inline_bytes)
+            for event in events:
+                await deexternalize_payloads_async(event, shared)
+
+    try:
+        # In a thread: the caller may be on an event loop of its own.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(lambda: asyncio.run(fetch())).result()
+    except PayloadError as error:
+        raise TestKitError(f"the run's data can't be read from the payload store: {error}") from error
+    return events
 
 
 def main() -> None:

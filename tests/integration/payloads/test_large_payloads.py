@@ -27,10 +27,12 @@ from towline.contracts import (
 )
 from towline.contracts.events import Event
 from towline.contracts.payloads import PayloadReference
-from towline.contracts.settings import PayloadSettings
+from towline.contracts.settings import PayloadSettings, SchedulerSettings
 from towline.dev.stack import Stack
+from towline.testing import TestKitError, record, replay
 
 APP = "tests.integration.payloads.apps:setup_worker"
+TASKHUB = "TOWLINE_SCHEDULER_TASKHUB"
 TEN_MB = 10_000_000
 WAIT_S = 60
 
@@ -102,6 +104,17 @@ async def test_a_decision_with_10_mb_of_data_reaches_the_child_that_asks(large: 
                 await run.approve(event.data.approval_id, data={"text": text_of(TEN_MB)})
                 break
         assert await run.result(WAIT_S) == TEN_MB
+
+
+async def test_a_run_with_large_data_is_recorded_with_it_and_replays(large: Stack) -> None:
+    given = {"text": text_of(500_000)}
+    async with client(large) as towline:
+        run = await towline.start("echo", given)
+        assert await run.result(WAIT_S) == given
+    scheduler = SchedulerSettings(address=large.scheduler_address, taskhub=large.plan.settings[TASKHUB])
+    with pytest.raises(TestKitError, match="set TOWLINE_PAYLOADS_URL"):
+        record(scheduler, run.run_id)
+    replay(APP, record(scheduler, run.run_id, payloads=large.payloads), outputs=True)
 
 
 async def test_a_reader_without_a_store_is_told_which_setting_is_missing(large: Stack) -> None:
