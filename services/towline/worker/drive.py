@@ -123,6 +123,8 @@ class _Drive:
 
     def _wait_for(self, yielded: task.Task[Any]) -> Generator[task.Task[Any], Any, _Step]:
         """Wait until `yielded` is complete or the run is cancelled; answer how the code goes on."""
+        for part in list(parts(yielded)):
+            sdk.complete_if_empty(part)
         self._asks.before_wait(yielded)
         while True:
             self._take_mail()

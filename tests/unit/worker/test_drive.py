@@ -437,6 +437,18 @@ def test_continue_as_new_keeps_identity_counters_and_unanswered_decisions() -> N
     assert outcome.started_at == START
 
 
+def waits_for_none(ctx: task.OrchestrationContext, names: list[str]) -> Any:
+    greetings = yield when_all([ctx.call_activity(greet, input=name) for name in names])
+    first = yield when_any([when_all([]), ctx.create_timer(timedelta(hours=1))])
+    return [greetings, first.get_result()]
+
+
+def test_a_wait_for_all_of_nothing_is_over_at_once() -> None:
+    run = Simulator.of(waits_for_none, run_input=[])
+    run.start()
+    assert run.result == [[], []]
+
+
 def counts_without_waiting(ctx: task.OrchestrationContext, left: int) -> Any:
     if left > 0:
         ctx.continue_as_new(left - 1)

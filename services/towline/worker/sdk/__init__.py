@@ -7,6 +7,7 @@ A newer version is taken into use by reading its source again, not by trying.
 from towline.worker.sdk.contexts import (
     cancel_handler,
     child_instance_id,
+    complete_if_empty,
     data_converter,
     default_converter,
     is_generator,
@@ -98,6 +99,7 @@ __all__ = [
     "carry_out",
     "check",
     "child_instance_id",
+    "complete_if_empty",
     "completion",
     "contained",
     "data_converter",

@@ -77,6 +77,16 @@ def watch_retries(
     setattr(call, "compute_next_delay", compute_next_delay)  # noqa: B010 — a method, put in its place
 
 
+def complete_if_empty(waited_for: task.Task[Any]) -> None:
+    """Complete a wait for all of no tasks, which the SDK never does."""
+    if not isinstance(waited_for, task.WhenAllTask) or waited_for.is_complete or waited_for.get_tasks():
+        return
+    empty = cast("task.WhenAllTask[Any]", waited_for)
+    empty._result = []  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    empty._is_complete = True  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    empty._notify_parent()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+
+
 def cancel_handler(wait: task.CancellableTask[Any]) -> Callable[[], None] | None:
     """What detaches a wait from the events that it waits for."""
     return wait._cancel_handler  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
