@@ -22,6 +22,8 @@ from pydantic import (
     Field,
     JsonValue,
     StringConstraints,
+    TypeAdapter,
+    ValidationError,
 )
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypeVar
@@ -31,6 +33,9 @@ RUN_ID_PATTERN: Final = r"^[A-Za-z0-9._:\-]{1,128}$"
 
 NAME_PATTERN: Final = r"^[^\u0000-\u001f\u007f-\u009f]+$"
 """Names become part of event ids, and CloudEvents allows no control characters there."""
+
+NAME_CHARS_MAX: Final = 256
+"""Longest name, in characters."""
 
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -66,7 +71,9 @@ def _time_from_text(value: Any) -> Any:
 
 Timestamp: TypeAlias = Annotated[AwareDatetime, BeforeValidator(_time_from_text)]
 RunId: TypeAlias = Annotated[str, StringConstraints(pattern=RUN_ID_PATTERN)]
-Name: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=NAME_PATTERN)]
+Name: TypeAlias = Annotated[
+    str, StringConstraints(min_length=1, max_length=NAME_CHARS_MAX, pattern=NAME_PATTERN)
+]
 Tags: TypeAlias = dict[str, str]
 
 TopicName: TypeAlias = Literal["runs", "approvals", "events", "results", "catalog", "dead-letters"]
@@ -82,6 +89,18 @@ ApprovalRefusal: TypeAlias = Literal[
     "stale",
 ]
 ControlRefusal: TypeAlias = Literal["unknown_run", "already_finished", "not_supported"]
+
+
+_NAME: Final = TypeAdapter[str](Name)
+
+
+def is_name(value: str) -> bool:
+    """Whether `value` may name a run type, an approval or an event."""
+    try:
+        _NAME.validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 class ContractModel(BaseModel):

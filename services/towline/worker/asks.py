@@ -11,7 +11,7 @@ from durabletask import task
 
 from towline.contracts.canonical import approval_digest
 from towline.contracts.durable import DECISION_EVENT, ChildAsk, RaisedCommand
-from towline.contracts.events import ApprovalRequested
+from towline.contracts.events import NAME_CHARS_MAX, ApprovalRequested, is_name
 from towline.worker import sdk
 from towline.worker.ask_model import AskSpec, Deliver, Effect, Forward, Refused, Resolved, approves
 from towline.worker.errors import ApprovalExpired
@@ -95,10 +95,11 @@ class Asks:
         shape: Callable[[Deliver], Any] = event_data,
     ) -> task.CancellableTask[Any]:
         """A wait for an external event: announced as an ask, answered by a decision or the event."""
+        approval_id = self._approval_id(name)
         native = self._run.native.wait_for_external_event(name, data_type=cast("Any", data_type))
         coerce = self._run.converter.coerce
         wait = _Wait(
-            approval_id=self._run.qualify(self._book.name_ask(name)),
+            approval_id=approval_id,
             name=name,
             task=native,
             shape=lambda delivered: coerce(shape(delivered), data_type),
@@ -122,7 +123,7 @@ class Asks:
     ) -> task.CancellableTask[Any]:
         """An ask of its own, with a deadline that the host keeps."""
         wait = _Wait(
-            approval_id=self._run.qualify(self._book.name_ask(name)),
+            approval_id=self._approval_id(name),
             name=name,
             task=task.CancellableTask(),
             shape=shape,
@@ -230,6 +231,15 @@ class Asks:
         self._apply(self._book.close_generation())
 
     # Inside.
+
+    def _approval_id(self, name: str) -> str:
+        approval_id = self._run.qualify(self._book.name_ask(name))
+        if not is_name(name) or not is_name(approval_id):
+            raise ValueError(
+                f"{approval_id!r} can't name an approval or event: "
+                f"use 1 to {NAME_CHARS_MAX} characters without control characters (line breaks, tabs)"
+            )
+        return approval_id
 
     def _open(self, wait: _Wait, spec: AskSpec) -> None:
         self._waits[wait.approval_id] = wait

@@ -413,3 +413,20 @@ def test_a_decision_beside_a_native_event_that_was_there_first_is_refused() -> N
         ("run-1/approval/go/resolved", "approved"),
         ("run-1/approval/go/refused/d1", "already_resolved"),
     ]
+
+
+def waits_for_a_name(ctx: task.OrchestrationContext, name: str) -> Any:
+    try:
+        return (yield ctx.wait_for_external_event(name))
+    finally:
+        ctx.set_custom_status("closing")
+
+
+@pytest.mark.parametrize("name", ["", "approve\nthis", "half a pair \ud83d", "a" * 257])
+def test_a_wait_for_a_name_that_no_event_can_have_fails_the_run_and_says_so(name: str) -> None:
+    run = Simulator.of(waits_for_a_name, run_input=name)
+    outcome = events(run.start())[-1].data
+    assert isinstance(outcome, RunFailed)
+    assert outcome.error.type == "ValueError"
+    assert "use 1 to 256 characters" in outcome.error.message
+    assert "requested" not in str(ids_of(run.said))
