@@ -74,9 +74,10 @@ def encode(event: Event) -> Record:
     """`event` as a Kafka record in binary mode. What this writes, `decode` reads.
 
     Raises:
-        EncodeError: An attribute is empty or has characters that CloudEvents does not allow, or the
-            data cannot be written as JSON; the message names it.
+        EncodeError: An attribute is empty or has characters that CloudEvents does not allow, a command's id
+            is too long or cannot name its run, or the data cannot be written as JSON; the message names it.
     """
+    _check_command_id(event)
     subject = subject_of(event.data) or event.id
     attributes: dict[str, str | None] = {
         "id": event.id,
@@ -161,13 +162,8 @@ def _elsewhere(attributes: Attributes) -> DecodeError:
 def _event(attributes: Attributes, data: Any) -> Event:
     model = _model(attributes)
     event_id, source = attributes.required("id"), attributes.required("source")
-    if model.topic in _COMMAND_TOPICS and len(event_id) > MAX_COMMAND_ID_LENGTH:
-        raise DecodeError(
-            "invalid_attribute",
-            f"{attributes.label('id')}: has {len(event_id)} characters, at most {MAX_COMMAND_ID_LENGTH} "
-            "are allowed in a command, because its answer's id ends in it: shorten it",
-            field="id",
-        )
+    if problem := _command_id_problem(model, event_id):
+        raise DecodeError("invalid_attribute", f"{attributes.label('id')}: {problem}", field="id")
     traceparent, tracestate = valid_trace(*attributes.trace)
     event = Event(
         id=event_id,
@@ -271,6 +267,26 @@ def _with_run_id(event: Event, attributes: Attributes) -> Event:
             field="run_id",
         )
     return replace(event, data=data.model_copy(update={"run_id": event.id}))
+
+
+def _command_id_problem(model: type[EventData], event_id: str) -> str | None:
+    if model.topic not in _COMMAND_TOPICS or len(event_id) <= MAX_COMMAND_ID_LENGTH:
+        return None
+    return (
+        f"has {len(event_id)} characters, at most {MAX_COMMAND_ID_LENGTH} are allowed in a command, because "
+        "its answer's id ends in it: shorten it"
+    )
+
+
+def _check_command_id(event: Event) -> None:
+    if problem := _command_id_problem(type(event.data), event.id):
+        raise EncodeError(f"attribute id: {problem}")
+    data = event.data
+    if isinstance(data, RunRequested) and data.run_id is None and not is_run_id(event.id):
+        raise EncodeError(
+            f"run_id: is absent, so the event's id {event.id[:140]!r} names the run, but that is no "
+            "valid run id: give run_id or an id of 1 to 128 characters of A-Z a-z 0-9 . _ : -"
+        )
 
 
 def _json_kind(value: Any) -> str:

@@ -554,6 +554,9 @@ def nested(depth: int) -> list[object]:
         request(data=RunRequested(run_id="r", run_type="a", input="\ud800")),
         request(data=RunRequested(run_id="r", run_type="a", input=nested(230))),
         request(data=RunRequested(run_id="r", run_type="a", input=10**5000)),
+        request(id="x" * 513),
+        request(id="orders/17", data=RunRequested(run_type="a")),
+        request(id="x" * 513, data=ApprovalDecided(run_id="r", approval_id="a", approved=True)),
     ],
 )
 def test_what_could_not_be_read_is_not_written(event: Event) -> None:
