@@ -64,8 +64,7 @@ async def decoder(message: Any) -> Event:
         TypeError: The subscriber is a batch one: subscribe without ``batch=True``.
     """
     record = message.raw_message
-    if isinstance(record, tuple):
-        raise TypeError("towline's decoder takes single records: subscribe without batch=True")
+    _check_is_one(record)
     return await decode_resolved(_payload_store(), key=record.key, value=record.value, headers=record.headers)
 
 
@@ -75,7 +74,12 @@ def _payload_store() -> PayloadStore | None:
 
 
 async def parser(record: Any, original: Callable[[Any], Awaitable[Any]]) -> Any:
-    """FastStream's own parser, given header values that it can read; `decoder` reads the record itself."""
+    """FastStream's own parser, given header values that it can read; `decoder` reads the record itself.
+
+    Raises:
+        TypeError: As for `decoder`.
+    """
+    _check_is_one(record)
     if all(value is not None and _is_utf8(value) for _, value in record.headers):
         return await original(record)
     readable = tuple(
@@ -86,6 +90,11 @@ async def parser(record: Any, original: Callable[[Any], Awaitable[Any]]) -> Any:
         return await original(record)
     finally:
         record.headers = headers
+
+
+def _check_is_one(record: Any) -> None:
+    if isinstance(record, tuple | list):
+        raise TypeError("towline's decoder takes single records: subscribe without batch=True")
 
 
 def _is_utf8(value: bytes) -> bool:

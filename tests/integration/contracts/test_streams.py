@@ -249,6 +249,29 @@ async def test_faststream_subscribers_get_typed_events(kafka_settings: KafkaSett
     )
 
 
+async def test_a_faststream_subscriber_of_batches_is_told_to_take_single_records(
+    kafka_settings: KafkaSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = KafkaBroker(kafka_settings.bootstrap)
+
+    @broker.subscriber(
+        kafka_settings.topics.results,
+        auto_offset_reset="earliest",
+        batch=True,
+        decoder=decoder,  # pyright: ignore[reportArgumentType]
+        parser=parser,  # pyright: ignore[reportArgumentType]
+        no_reply=True,
+    )
+    async def on_outcomes(events: list[Event[RunOutcome]]) -> None:
+        raise AssertionError(events)
+
+    async with EventProducer(kafka_settings) as platform:
+        await platform.send(completed("r-1"))
+    async with broker:
+        await broker.start()
+        await eventually_async(lambda: "subscribe without batch=True" in caplog.text, timeout_s=TIMEOUT_S)
+
+
 @pytest.mark.slow
 async def test_a_stream_is_closed_though_kafka_is_away(tmp_path: Path) -> None:
     async with own_broker(tmp_path) as (kafka, client, platform):
