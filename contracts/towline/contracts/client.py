@@ -380,12 +380,13 @@ class TowlineClient:
 
         Args:
             run_id: Its id.
-            since: A time before its start: spares searching all that the topics retain.
+            since: A time (aware) before its start: spares searching all that the topics retain.
 
         Raises:
             EncodeError: `run_id` is no valid run id.
+            ClientError: `since` has no offset.
         """
-        return Run(self, _checked_run_id(run_id), self._watch.watched(run_id), since)
+        return Run(self, _checked_run_id(run_id), self._watch.watched(run_id), _checked_since(since))
 
     def results(
         self,
@@ -401,7 +402,7 @@ class TowlineClient:
             group_id: A consumer group: its members share the events, and go on where they stopped. None:
                 this stream alone reads all, and remembers nothing.
             start: Where a new group, or a stream without group, begins.
-            since: Without group: begin at this time instead.
+            since: Without group: begin at this time (aware) instead.
             remember: Drops repeats among this many last ids, about 150 bytes each.
         """
         return self._stream((self._settings.topics.results,), group_id, start, since, remember)
@@ -469,6 +470,7 @@ class TowlineClient:
     ) -> EventStream[Any]:
         if since is not None and group_id is not None:
             raise ClientError("since: a group goes on where it stopped: leave out group_id or since")
+        _checked_since(since)
         stream: EventStream[Any] = EventStream(
             self._settings,
             topics,
@@ -506,3 +508,9 @@ def _checked_run_id(run_id: str) -> str:
             f"run_id: {run_id[:140]!r} is no run id: use 1 to 128 characters of A-Z a-z 0-9 . _ : -"
         )
     return run_id
+
+
+def _checked_since(since: datetime | None) -> datetime | None:
+    if since is not None and since.utcoffset() is None:
+        raise ClientError("since: has no offset: use an aware datetime, like datetime.now(UTC)")
+    return since

@@ -193,7 +193,7 @@ async def resolve(
     if since is None:
         return earliest
     if isinstance(since, datetime):
-        milliseconds = int(since.timestamp() * 1000)
+        milliseconds = max(0, int(since.timestamp() * 1000))
         found: Mapping[TopicPartition, Any] = await _asked(
             cast("Any", reader).offsets_for_times(dict.fromkeys(wanted, milliseconds))
         )

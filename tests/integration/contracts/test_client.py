@@ -87,6 +87,8 @@ async def test_an_outcome_published_before_anybody_waits_is_found(kafka_settings
         await platform.send_many([completed(f"old-{n}", n) for n in range(50)])
         async with TowlineClient(kafka_settings) as client:
             assert await client.run("old-7").result(TIMEOUT_S) == 7
+            longest_ago = client.run("old-8", since=datetime.min.replace(tzinfo=UTC))
+            assert await longest_ago.result(TIMEOUT_S) == 8
             since = datetime.now(UTC) - timedelta(minutes=5)
             results = await asyncio.gather(
                 *(client.run(f"old-{n}", since=since).result(TIMEOUT_S) for n in range(50))
@@ -223,6 +225,9 @@ async def test_what_is_not_of_the_contract_is_refused_by_name(kafka_settings: Ka
             await client.run("r").approve("")
         with pytest.raises(ClientError, match="since"):
             client.results("group", since=NOW)
+        for use in (lambda since: client.run("r", since=since), client.events, client.results):
+            with pytest.raises(ClientError, match="since: has no offset"):
+                use(since=datetime(2026, 1, 1))  # pyright: ignore[reportUnknownLambdaType]
     assert await read_all(kafka_settings, kafka_settings.topics.runs) == []
 
 
