@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from datetime import datetime
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -32,6 +33,7 @@ from towline.contracts.payloads.store import PayloadStore
 from towline.contracts.settings import KafkaSettings
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 _POLL_S: Final = 0.5
 _SNAPSHOT_MAX_AGE_S: Final = 2.0
@@ -110,6 +112,8 @@ class OutcomeWatch:
         self._scan_wanted = asyncio.Event()
         self._scanner: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
+        self._asking: set[asyncio.Task[Any]] = set()
+        """What is being asked of the broker for those who start and wait for runs."""
         self._snapshot: tuple[float, Offsets] | None = None
         self.undecodable_count = 0
 
@@ -125,13 +129,13 @@ class OutcomeWatch:
 
     async def close(self) -> None:
         """Stop reading; whoever still waits gets a ClientError. Idempotent."""
-        tasks = [task for task in (self._live, self._scanner) if task is not None]
+        self._reader = None
+        tasks = [task for task in (self._live, self._scanner, *self._asking) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._live = self._scanner = None
-        self._fail_all(ClientError("the client was closed: wait for results inside its async with block"))
-        self._reader = None
+        self._fail_all(_closed())
         await self._stack.aclose()
 
     def watched(self, run_id: str) -> Watched:
@@ -142,20 +146,19 @@ class OutcomeWatch:
             found = self._runs[key] = Watched(run_id)
         return found
 
-    async def before_start(self, watched: Watched) -> Offsets | None:
-        """Call before publishing a run's request: its events will come after the offsets returned.
-
-        None if the run is being watched already, so that its outcome needs no offsets.
-        """
+    async def before_start(self, watched: Watched) -> Offsets:
+        """Call before publishing a run's request: its events will come after the offsets returned."""
         if self._live is not None:
             watched.covered = True
         now = asyncio.get_running_loop().time()
         if self._snapshot is None or now - self._snapshot[0] > _SNAPSHOT_MAX_AGE_S:
-            reader = self._open_reader()
-            topics = self._settings.topics
-            partitions = await partitions_of(reader, (topics.results, topics.events))
-            self._snapshot = (now, await end_offsets(reader, partitions))
+            self._snapshot = (now, await self._until_closed(self._ends()))
         return self._snapshot[1]
+
+    async def _ends(self) -> Offsets:
+        reader = self._open_reader()
+        topics = self._settings.topics
+        return await end_offsets(reader, await partitions_of(reader, (topics.results, topics.events)))
 
     async def wait(self, watched: Watched, since: Since) -> Event[RunOutcome]:
         """The run's outcome, once there is one.
@@ -172,11 +175,28 @@ class OutcomeWatch:
             watched.error = None
             watched.changed.clear()
             if not watched.covered:
-                await self._cover(watched, since)
+                await self._until_closed(self._cover(watched, since))
             await watched.changed.wait()
             if watched.outcome is None and watched.error is not None:
                 raise watched.error
         return watched.outcome
+
+    async def _until_closed(self, asking: Coroutine[Any, Any, _T]) -> _T:
+        """What `asking` gives. A consumer that is closed meanwhile may never answer it.
+
+        Raises:
+            ClientError: The client was closed.
+        """
+        task = asyncio.create_task(asking)
+        self._asking.add(task)
+        try:
+            await asyncio.wait({task})
+        finally:
+            self._asking.discard(task)
+            task.cancel()
+        if task.cancelled():
+            raise _closed()
+        return task.result()
 
     async def _cover(self, watched: Watched, since: Since) -> None:
         async with self._lock:
@@ -340,6 +360,10 @@ async def _earliest_of(
         for partition, offset in (await resolve(reader, partitions, since)).items():
             positions[partition] = min(offset, positions.get(partition, offset))
     return positions
+
+
+def _closed() -> ClientError:
+    return ClientError("the client was closed: wait for results inside its async with block")
 
 
 def _refusal(error: Exception) -> ClientError | None:

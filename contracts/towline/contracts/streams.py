@@ -93,6 +93,7 @@ class EventStream(Generic[DataT]):
         self._stack = AsyncExitStack()
         self._reader: AIOKafkaConsumer | None = None
         self._records: deque[ConsumedRecord] = deque()
+        self._polling: asyncio.Task[int] | None = None
         self._current: ConsumedRecord | None = None
         self._handled: dict[TopicPartition, int] = {}
         self._committed_at = 0.0
@@ -161,15 +162,19 @@ class EventStream(Generic[DataT]):
         if self._on_close is not None:
             self._on_close(self)
         self._processing.end()
-        if self._reader is not None:
-            try:
+        reader, self._reader = self._reader, None
+        try:
+            if (polling := self._polling) is not None:
+                polling.cancel()
+                await asyncio.gather(polling, return_exceptions=True)
+            if reader is not None:
                 async with asyncio.timeout(_LAST_COMMIT_S):
-                    await self._commit(self._reader)
-            except TimeoutError:
-                # aiokafka tries for as long as the broker is away. What was not committed comes again.
-                _log.warning("commit_given_up", extra={"group_id": self._group_id})
-        self._reader = None
-        await self._stack.aclose()
+                    await self._commit(reader)
+        except TimeoutError:
+            # aiokafka tries for as long as the broker is away. What was not committed comes again.
+            _log.warning("commit_given_up", extra={"group_id": self._group_id})
+        finally:
+            await self._stack.aclose()
 
     async def _event_of(self, record: ConsumedRecord) -> Event | None:
         try:
@@ -195,23 +200,26 @@ class EventStream(Generic[DataT]):
             raise ClientError("the stream is closed: ask the client for a new one")
         if self._reader is not None:
             return self._reader
-        reader = await self._stack.enter_async_context(
-            consumer(
-                self._settings,
-                client_id=self._client_id,
-                group_id=self._group_id,
-                start=self._start,
-                timeout_s=self._timeout_s,
+        async with AsyncExitStack() as opening:
+            reader = await opening.enter_async_context(
+                consumer(
+                    self._settings,
+                    client_id=self._client_id,
+                    group_id=self._group_id,
+                    start=self._start,
+                    timeout_s=self._timeout_s,
+                )
             )
-        )
-        partitions = await partitions_of(reader, self._topics)
-        if self._group_id is not None:
-            cast("Any", reader).subscribe(self._topics, listener=_Rebalance(self, reader))
-        elif self._since is None and self._start == "latest":
-            assign(reader, await end_offsets(reader, partitions))
-        else:
-            assign(reader, await resolve(reader, partitions, self._since))
-        self._reader = reader
+            partitions = await partitions_of(reader, self._topics)
+            if self._group_id is not None:
+                cast("Any", reader).subscribe(self._topics, listener=_Rebalance(self, reader))
+            elif self._since is None and self._start == "latest":
+                assign(reader, await end_offsets(reader, partitions))
+            else:
+                assign(reader, await resolve(reader, partitions, self._since))
+            # Closed meanwhile, the stream has nobody who would close it.
+            if not self._closed:
+                self._reader, self._stack = reader, opening.pop_all()
         self._next_check = asyncio.get_running_loop().time() + _GROWTH_CHECK_S
         return reader
 
@@ -222,9 +230,7 @@ class EventStream(Generic[DataT]):
             try:
                 if loop.time() - self._committed_at >= _COMMIT_EVERY_S:
                     await self._commit(reader)
-                records = await poll(reader, timeout_s=0.01 if self._handled else _POLL_S)
-                self._records.extend(records)
-                if not records:
+                if not await self._polled(reader):
                     await self._commit(reader)
                 if self._group_id is None and loop.time() >= self._next_check:
                     self._next_check = loop.time() + _GROWTH_CHECK_S
@@ -238,6 +244,24 @@ class EventStream(Generic[DataT]):
                 _log.warning("topics_unreadable", extra={"topics": self._topics, "error": repr(error)})
                 await asyncio.sleep(backoff_s(attempt))
                 attempt += 1
+
+    async def _polled(self, reader: AIOKafkaConsumer) -> int:
+        """How many records have come to `_records`.
+
+        As a task: while a rebalance is under way a poll ends neither in its time nor by the consumer's stop.
+        It goes on when `__anext__` is cancelled: broken off it could take records along.
+        """
+        polling = self._polling
+        if polling is None:
+            polling = self._polling = asyncio.create_task(self._poll(reader), name="towline-stream-poll")
+        await asyncio.wait({polling})
+        self._polling = None
+        return 0 if polling.cancelled() else polling.result()
+
+    async def _poll(self, reader: AIOKafkaConsumer) -> int:
+        records = await poll(reader, timeout_s=0.01 if self._handled else _POLL_S)
+        self._records.extend(records)
+        return len(records)
 
     async def _follow_growth(self, reader: AIOKafkaConsumer) -> None:
         untyped = cast("Any", reader)

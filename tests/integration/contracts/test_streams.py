@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
 from tests.integration.contracts.broker import own_broker
@@ -270,6 +270,43 @@ async def test_a_faststream_subscriber_of_batches_is_told_to_take_single_records
     async with broker:
         await broker.start()
         await eventually_async(lambda: "subscribe without batch=True" in caplog.text, timeout_s=TIMEOUT_S)
+
+
+@pytest.mark.parametrize("open_for_ms", [0, 1, 3, 5, 8, 12, 20, 50])
+async def test_a_client_that_is_closed_while_it_connects_ends_every_wait_and_leaves_nothing_open(
+    kafka_settings: KafkaSettings, open_for_ms: int
+) -> None:
+    before = open_consumers()
+    async with TowlineClient(kafka_settings) as client:
+        waits = [
+            asyncio.create_task(client.run("r-1").result()),
+            asyncio.create_task(anext(client.results("g"))),
+            asyncio.create_task(anext(client.results())),
+        ]
+        await asyncio.sleep(open_for_ms / 1000)
+    async with asyncio.timeout(TIMEOUT_S):
+        ended = await asyncio.gather(*waits, return_exceptions=True)
+    assert [type(one) for one in ended] == [ClientError, StopAsyncIteration, StopAsyncIteration]
+    await eventually_async(lambda: open_consumers() == before, timeout_s=TIMEOUT_S)
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("towline-")]
+
+
+async def test_a_stream_that_is_broken_off_while_it_opens_leaves_no_consumer_behind(
+    kafka_settings: KafkaSettings,
+) -> None:
+    missing = kafka_settings.model_copy(update={"topic_prefix": "missing."})
+    async with TowlineClient(missing) as client:
+        before = open_consumers()
+        stream = client.results("g")
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                # Connected long before: the topic is what it waits for.
+                await asyncio.wait_for(anext(stream), 1)
+        await eventually_async(lambda: open_consumers() == before, timeout_s=TIMEOUT_S)
+
+
+def open_consumers() -> int:
+    return sum(isinstance(one, AIOKafkaConsumer) and not one._closed for one in gc.get_objects())
 
 
 @pytest.mark.slow
