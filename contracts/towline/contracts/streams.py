@@ -176,6 +176,10 @@ class EventStream(Generic[DataT]):
         finally:
             await self._stack.aclose()
 
+    def end_processing(self) -> None:
+        """End the span of the event returned last, if it is not ended. Idempotent."""
+        self._processing.end()
+
     async def _event_of(self, record: ConsumedRecord) -> Event | None:
         try:
             return await resolved(record, self._payloads)

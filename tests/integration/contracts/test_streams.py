@@ -318,3 +318,14 @@ async def test_a_stream_is_closed_though_kafka_is_away(tmp_path: Path) -> None:
         await asyncio.to_thread(kafka.kill)
         async with asyncio.timeout(25):
             await stream.aclose()
+
+
+@pytest.mark.slow
+async def test_a_client_of_many_streams_is_closed_as_soon_as_one_of_a_single_one(tmp_path: Path) -> None:
+    async with own_broker(tmp_path) as (kafka, client, platform):
+        await platform.send_many([completed("one"), completed("two")])
+        for number in range(6):
+            await take(client.results(f"g{number}"), 2)
+        await asyncio.to_thread(kafka.kill)
+        async with asyncio.timeout(15):
+            await client.__aexit__(None, None, None)
