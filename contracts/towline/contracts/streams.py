@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeAlias, cast
 
@@ -238,7 +239,7 @@ class EventStream(Generic[DataT]):
                     await self._commit(reader)
                 if self._group_id is None and loop.time() >= self._next_check:
                     self._next_check = loop.time() + _GROWTH_CHECK_S
-                    await self._follow_growth(reader)
+                    await _follow_growth(reader, self._topics)
                 attempt = 0
             except ConsumerStoppedError:
                 return
@@ -266,15 +267,6 @@ class EventStream(Generic[DataT]):
         records = await poll(reader, timeout_s=0.01 if self._handled else _POLL_S)
         self._records.extend(records)
         return len(records)
-
-    async def _follow_growth(self, reader: AIOKafkaConsumer) -> None:
-        untyped = cast("Any", reader)
-        known = cast("Collection[TopicPartition]", untyped.assignment())
-        partitions = await partitions_of(reader, self._topics)
-        added = [partition for partition in partitions if partition not in known]
-        if added:
-            positions: dict[TopicPartition, int] = {tp: await untyped.position(tp) for tp in known}
-            assign(reader, {**positions, **dict.fromkeys(added, 0)})
 
     async def _commit(self, reader: AIOKafkaConsumer) -> None:
         self._committed_at = asyncio.get_running_loop().time()
@@ -343,13 +335,13 @@ async def run_events(
     The outcome travels on a topic of its own and may be read before earlier events: those that had been
     written before it was read come first.
     """
-    topics = settings.topics
+    names = (settings.topics.events, settings.topics.results)
     key = run_id.encode()
+    loop = asyncio.get_running_loop()
     seen: set[str] = set()
     async with consumer(settings, client_id=client_id, timeout_s=timeout_s) as reader:
-        partitions = await partitions_of(reader, (topics.events, topics.results))
-        lifecycle = [partition for partition in partitions if partition.topic == topics.events]
-        assign(reader, await resolve(reader, partitions, since))
+        assign(reader, await resolve(reader, await partitions_of(reader, names), since))
+        next_check = loop.time() + _GROWTH_CHECK_S
         outcome: Event | None = None
         ends: dict[TopicPartition, int] | None = None
         while ends is None or not await _reached(reader, ends):
@@ -364,10 +356,26 @@ async def run_events(
                     outcome = event
                 else:
                     yield event
+            if ends is None and (outcome is not None or loop.time() >= next_check):
+                next_check = loop.time() + _GROWTH_CHECK_S
+                await patiently(lambda: _follow_growth(reader, names))
             if outcome is not None and ends is None:
-                ends = await patiently(lambda: end_offsets(reader, lifecycle))
+                assigned = cast("Collection[TopicPartition]", cast("Any", reader).assignment())
+                lifecycle = [partition for partition in assigned if partition.topic == settings.topics.events]
+                ends = await patiently(partial(end_offsets, reader, lifecycle))
         assert outcome is not None, "the loop ends only after the outcome"
         yield outcome
+
+
+async def _follow_growth(reader: AIOKafkaConsumer, topics: Sequence[str]) -> None:
+    """Read the partitions too that `topics` have got since they were assigned, from their beginning."""
+    untyped = cast("Any", reader)
+    known = cast("Collection[TopicPartition]", untyped.assignment())
+    partitions = await partitions_of(reader, topics)
+    added = [partition for partition in partitions if partition not in known]
+    if added:
+        positions: dict[TopicPartition, int] = {tp: await untyped.position(tp) for tp in known}
+        assign(reader, {**positions, **dict.fromkeys(added, 0)})
 
 
 async def _reached(reader: AIOKafkaConsumer, ends: dict[TopicPartition, int]) -> bool:

@@ -31,6 +31,7 @@ from towline.contracts import (
     EventStream,
     KafkaSettings,
     RunOutcome,
+    RunProgressed,
     TowlineClient,
     encode,
     streams,
@@ -163,6 +164,34 @@ async def test_a_topic_that_grows_is_followed(
                 kafka_settings.topics.results, record.value, partition=4, headers=list(record.headers)
             )
             assert await following == ["grown"]
+
+
+async def test_a_runs_events_go_on_in_partitions_that_its_topics_have_grown(
+    kafka_settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_GROWTH_CHECK_S", 0.1)
+    monkeypatch.setattr("towline.contracts.consumers.METADATA_MAX_AGE_MS", 200)
+    topics = kafka_settings.topics
+    async with (
+        TowlineClient(kafka_settings) as client,
+        EventProducer(kafka_settings) as platform,
+        raw_producer(kafka_settings) as raw,
+    ):
+        run = await client.start("a", run_id="r-1")
+        events = run.events()
+        await platform.send(started("r-1"))
+        async with asyncio.timeout(TIMEOUT_S):
+            assert (await anext(events)).id == "r-1/started"
+            for topic in (topics.events, topics.results):
+                await grow(kafka_settings, topic, 5)
+                await eventually_async(lambda topic=topic: _has_partition(raw, topic, 4))
+            progress = Event(id="r-1/progress/1", source="t", data=RunProgressed(run_id="r-1", status=1))
+            for topic, event in ((topics.events, progress), (topics.results, completed("r-1"))):
+                record = encode(event)
+                await raw.send_and_wait(
+                    topic, record.value, key=record.key, partition=4, headers=list(record.headers)
+                )
+            assert [event.id async for event in events] == ["r-1/progress/1", "r-1/outcome"]
 
 
 async def _has_partition(raw: AIOKafkaProducer, topic: str, number: int) -> bool:
