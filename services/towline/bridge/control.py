@@ -171,6 +171,11 @@ class Control:
                     output = termination_output(event.id, event.data.reason)
                     await self._scheduler.terminate(run_id, output)
                 failures = 0
+            except (RunUnknownError, SchedulerRefusedError) as error:
+                # Not terminated: it has ended a moment ago, or is gone. The next wait tells.
+                logger.info("not_terminated", extra={"run_id": run_id, "error": repr(error)})
+                failures += 1
+                await asyncio.sleep(backoff.delay_s(failures))
             except (SchedulerAwayError, SchedulerFaultError, PayloadStoreAwayError, PublishError) as error:
                 if isinstance(error, SchedulerAwayError):
                     self._availability.lost(str(error))

@@ -186,6 +186,8 @@ class Scheduler:
             state = await self._call(waiting, timeout_s=within_s + self._call_timeout_s)
         except _WaitIsOverError:
             return False
+        except RunUnknownError:
+            return True
         return state is None or _PHASES[state.runtime_status] in ENDED
 
     async def raise_event(self, run_id: str, name: str, data: dict[str, Any]) -> None:

@@ -17,6 +17,8 @@ from tests.integration.bridge.test_requests import started
 from tests.integration.bridge.wire import Wire
 
 from towline.bridge import decisions
+from towline.bridge.errors import SchedulerRefusedError
+from towline.bridge.scheduler import Scheduler
 from towline.contracts.durable import CANCEL_EVENT, DECISION_EVENT, unwrap_input, wrap_input
 from towline.contracts.events import RunTypeInfo
 
@@ -144,6 +146,30 @@ async def test_a_cancel_with_no_worker_terminates_after_the_grace(short, hub):
     await hub.terminate_orchestration("r-2")
     await short.until(lambda seen: seen.id == "r-2/outcome")
     assert len(short.of("r-1")) == 1, "the sweeper does not say it again"
+
+
+@pytest.mark.parametrize(
+    ("purged", "reason"), [(False, "already_finished"), (True, "unknown_run")], ids=["ended", "purged"]
+)
+async def test_a_cancel_is_answered_though_its_run_ends_the_moment_that_it_is_terminated(
+    short, hub, working, monkeypatch, purged, reason
+):
+    terminate = Scheduler.terminate
+
+    async def too_late(scheduler: Scheduler, run_id: str, output: object) -> None:
+        with working():
+            await ended(hub, run_id)
+        if purged:
+            await hub.purge_orchestration(run_id)
+            await terminate(scheduler, run_id, output)
+        # Ours takes it for a run that has ended too; a scheduler need not.
+        raise SchedulerRefusedError("has ended")
+
+    monkeypatch.setattr(Scheduler, "terminate", too_late)
+    await short.request("r-1", run_type="quick")
+    command = await control(short, "r-1", "cancel")
+    answer = await short.until(lambda seen: seen.id.endswith(command))
+    assert (answer.type, answer.data["reason"]) == ("control.refused", reason)
 
 
 async def test_a_cancel_of_a_run_that_starts_later_needs_no_worker_and_no_grace(

@@ -199,6 +199,12 @@ async def test_a_call_that_the_scheduler_fails_says_why(
             await scheduler.ping()
 
 
+async def test_a_wait_for_a_run_that_a_scheduler_says_is_unknown_is_over(direct: bool) -> None:
+    async with recording() as (service, made), made(direct=direct) as scheduler:
+        service.code = grpc.StatusCode.NOT_FOUND
+        assert await scheduler.wait_for_end("purged", within_s=1.0)
+
+
 async def test_data_that_the_scheduler_finds_too_large_is_refused_and_not_tried_for_ever(
     scheduler: Scheduler,
 ) -> None:
