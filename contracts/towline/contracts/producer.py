@@ -158,7 +158,7 @@ class EventProducer:
             topic: The topic's full name.
             record: Key, value and headers.
             name: Stands for the event's id in errors and logs.
-            partition: Where to write it; default: by the key.
+            partition: Where to write it, as long as the topic has it; default: by the key.
 
         Raises:
             EncodeError: It is larger than Kafka takes.
@@ -210,13 +210,15 @@ class EventProducer:
         try:
             async with asyncio.timeout_at(deadline):
                 for send in sends:
-                    record = send.record
-                    future: Any = await cast("Any", producer).send(
+                    record, partition, untyped = send.record, send.partition, cast("Any", producer)
+                    if partition is not None and partition not in await untyped.partitions_for(send.topic):
+                        partition = None
+                    future: Any = await untyped.send(
                         send.topic,
                         value=record.value,
                         key=record.key,
                         headers=list(record.headers),
-                        partition=send.partition,
+                        partition=partition,
                     )
                     futures.append((send, future))
                 await asyncio.wait([future for _, future in futures])

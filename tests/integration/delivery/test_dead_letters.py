@@ -10,7 +10,9 @@ from uuid import uuid4
 
 import pytest
 from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from tests.unit.delivery.records import record
+from tests.waiting import eventually_async
 
 from towline.contracts.producer import EventProducer
 from towline.contracts.settings import KafkaSettings
@@ -102,6 +104,33 @@ async def test_replay_keeps_key_headers_partition_and_order_and_marks(towline, l
     assert states == ["replayed", "open", "replayed"]
     code, text = towline("replay", letters[0])
     assert (code, text.strip()) == (1, f"error: {letters[0]} was replayed already")
+
+
+async def test_replay_to_a_topic_that_was_made_anew_with_fewer_partitions_goes_by_the_key(
+    towline, letters, kafka_settings
+):
+    runs = kafka_settings.topics.runs
+    await made_anew(kafka_settings, runs, partitions=1)
+    code, text = towline("replay", "--all")
+    assert (code, text.strip()) == (0, "3 replayed")
+    found = await read_all(kafka_settings, runs, 3)
+    assert [(one.partition, one.key) for one in found] == [(0, b"r-1"), (0, b"r-2"), (0, b"r-1")]
+    assert listed(towline) == []
+
+
+async def made_anew(kafka: KafkaSettings, topic: str, *, partitions: int) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+    await admin.start()
+    try:
+        await admin.delete_topics([topic])
+
+        async def created() -> bool:
+            answer = await admin.create_topics([NewTopic(topic, partitions, 1)])
+            return answer.topic_errors[0][1] == 0
+
+        await eventually_async(created)
+    finally:
+        await admin.close()
 
 
 async def test_discard_takes_letters_off_the_list_and_keeps_the_note(towline, letters):
