@@ -43,9 +43,10 @@ refuses (header values that are no UTF-8, or null).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from functools import cache
-from typing import Any
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from towline.contracts.events import Event
 from towline.contracts.payloads import PayloadStore, decode_resolved, open_payload_store
@@ -68,9 +69,15 @@ async def decoder(message: Any) -> Event:
     return await decode_resolved(_payload_store(), key=record.key, value=record.value, headers=record.headers)
 
 
-@cache
+_stores: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, PayloadStore | None]] = WeakKeyDictionary()
+
+
 def _payload_store() -> PayloadStore | None:
-    return open_payload_store()
+    """The store, one for each event loop: its connections belong to the loop that made them."""
+    loop = asyncio.get_running_loop()
+    if loop not in _stores:
+        _stores[loop] = open_payload_store()
+    return _stores[loop]
 
 
 async def parser(record: Any, original: Callable[[Any], Awaitable[Any]]) -> Any:

@@ -9,6 +9,7 @@ import weakref
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -37,6 +38,8 @@ from towline.contracts import (
     streams,
 )
 from towline.contracts.faststream import decoder, parser
+from towline.contracts.payloads import open_payload_store
+from towline.contracts.payloads.claim_check import checked_in
 
 TIMEOUT_S = 30.0
 
@@ -336,6 +339,23 @@ async def test_a_stream_that_is_broken_off_while_it_opens_leaves_no_consumer_beh
 
 def open_consumers() -> int:
     return sum(isinstance(one, AIOKafkaConsumer) and not one._closed for one in gc.get_objects())
+
+
+def test_the_faststream_decoder_fetches_payloads_on_one_event_loop_after_another(
+    valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a test suite, which gives each test a loop of its own."""
+    monkeypatch.setenv("TOWLINE_PAYLOADS_URL", valkey)
+
+    async def decoded(number: int) -> Event:
+        store = open_payload_store()
+        assert store is not None
+        async with store:
+            event = completed(f"r-{number}", "x" * 1000)
+            record = await checked_in(encode(event), event.id, store)
+        return await decoder(SimpleNamespace(raw_message=record))
+
+    assert [asyncio.run(decoded(number)).id for number in range(2)] == ["r-0/outcome", "r-1/outcome"]
 
 
 @pytest.mark.slow
