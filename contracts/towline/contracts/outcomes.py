@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from towline.contracts.attributes import CE_PREFIX
 from towline.contracts.consumers import (
     ConsumedRecord,
     Offsets,
@@ -29,6 +32,7 @@ from towline.contracts.consumers import (
 from towline.contracts.errors import ClientError, DecodeError, KafkaUnavailableError, TowlineError
 from towline.contracts.events import OUTCOME_MODELS, Event, RunOutcome
 from towline.contracts.kafka import REFUSALS, backoff_s
+from towline.contracts.payload_reference import DATAREF
 from towline.contracts.payloads.store import PayloadStore
 from towline.contracts.settings import KafkaSettings
 
@@ -52,6 +56,8 @@ class Watched:
         self.scanning = False
         self.passed = False
         """Whether its outcome was read, and could not be had: it must be searched for."""
+        self.fetching_count = 0
+        """Records of it whose turn has not come, because the data of one is in a payload store."""
         self._later: Event[RunOutcome] | None = None
         self.changed = asyncio.Event()
 
@@ -114,6 +120,8 @@ class OutcomeWatch:
         self._lock = asyncio.Lock()
         self._asking: set[asyncio.Task[Any]] = set()
         """What is being asked of the broker for those who start and wait for runs."""
+        self._fetches: deque[tuple[Watched, Callable[[], Awaitable[None]]]] = deque()
+        self._fetcher: asyncio.Task[None] | None = None
         self._snapshot: tuple[float, Offsets] | None = None
         self.undecodable_count = 0
 
@@ -130,11 +138,13 @@ class OutcomeWatch:
     async def close(self) -> None:
         """Stop reading; whoever still waits gets a ClientError. Idempotent."""
         self._reader = None
-        tasks = [task for task in (self._live, self._scanner, *self._asking) if task is not None]
+        running = (self._live, self._scanner, self._fetcher, *self._asking)
+        tasks = [task for task in running if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._live = self._scanner = None
+        self._live = self._scanner = self._fetcher = None
+        self._fetches.clear()
         self._fail_all(_closed())
         await self._stack.aclose()
 
@@ -262,8 +272,40 @@ class OutcomeWatch:
 
     async def _live_record(self, record: ConsumedRecord) -> None:
         watched = self._runs.get(record.key) if record.key is not None else None
-        if watched is not None and (event := await self._outcome_in(record, watched)) is not None:
-            watched.seen_live(event)
+        if watched is not None:
+            await self._take(record, watched, watched.seen_live)
+
+    async def _take(
+        self, record: ConsumedRecord, watched: Watched, found: Callable[[Event[RunOutcome]], None]
+    ) -> None:
+        """Tell `found` of the outcome in `record`, in the order of the run's records.
+
+        Data that is in a payload store is fetched meanwhile: the store may be away, and other runs must not
+        wait for it.
+        """
+
+        async def look() -> None:
+            if (event := await self._outcome_in(record, watched)) is not None:
+                found(event)
+
+        if watched.fetching_count or any(name == f"{CE_PREFIX}{DATAREF}" for name, _ in record.headers):
+            self._fetch(watched, look)
+        else:
+            await look()
+
+    def _fetch(self, watched: Watched, work: Callable[[], Awaitable[None]]) -> None:
+        watched.fetching_count += 1
+        self._fetches.append((watched, work))
+        if self._fetcher is None or self._fetcher.done():
+            self._fetcher = asyncio.create_task(self._fetch_all(), name="towline-outcome-data")
+
+    async def _fetch_all(self) -> None:
+        while self._fetches:
+            watched, work = self._fetches.popleft()
+            try:
+                await work()
+            finally:
+                watched.fetching_count -= 1
 
     async def _outcome_in(self, record: ConsumedRecord, watched: Watched) -> Event[RunOutcome] | None:
         try:
@@ -326,9 +368,8 @@ class OutcomeWatch:
                     watched = by_key.get(record.key) if record.key is not None else None
                     if watched is None:
                         continue
-                    if (event := await self._outcome_in(record, watched)) is not None:
-                        watched.scanned(event)
-                    if event is not None or watched.error is not None:
+                    await self._take(record, watched, watched.scanned)
+                    if watched.outcome is not None or watched.error is not None:
                         del by_key[watched.run_id.encode()]
                 left = {
                     partition: end
@@ -336,12 +377,19 @@ class OutcomeWatch:
                     if await cast("Any", reader).position(partition) < end
                 }
         for watched in by_key.values():
-            watched.scanned(None)
+            if watched.fetching_count:
+                self._fetch(watched, partial(_nothing_more, watched))
+            else:
+                watched.scanned(None)
 
     def _fail_all(self, error: ClientError) -> None:
         for watched in list(self._runs.values()):
             if watched.outcome is None:
                 watched.failed(error)
+
+
+async def _nothing_more(watched: Watched) -> None:
+    watched.scanned(None)
 
 
 async def _earliest_of(

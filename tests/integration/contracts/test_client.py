@@ -13,6 +13,7 @@ from uuid import UUID
 import pytest
 from aiokafka import AIOKafkaConsumer
 from opentelemetry.sdk.trace import TracerProvider
+from pydantic import SecretStr
 from tests.integration.contracts.broker import own_broker
 from tests.integration.contracts.raw import (
     NOW,
@@ -50,6 +51,9 @@ from towline.contracts import (
     outcomes,
 )
 from towline.contracts.payload_reference import PayloadReference
+from towline.contracts.payloads import open_payload_store
+from towline.contracts.payloads.claim_check import checked_in
+from towline.contracts.settings import PayloadSettings
 
 TIMEOUT_S = 30.0
 
@@ -343,3 +347,38 @@ async def test_an_outcome_that_can_not_be_had_is_an_error_each_time_it_is_asked_
         for _ in range(2):
             with pytest.raises(DataElsewhereError):
                 await run.result(TIMEOUT_S)
+
+
+@pytest.mark.parametrize("seen", ["as it comes", "in what is retained"])
+async def test_a_run_does_not_wait_for_the_payload_of_another(
+    kafka_settings: KafkaSettings, tmp_path: Path, seen: str
+) -> None:
+    folder, away = tmp_path / "payloads", tmp_path / "away"
+    payloads = PayloadSettings(url=SecretStr(f"file://{folder}"))
+    results = kafka_settings.topics.results
+    async with (
+        TowlineClient(kafka_settings, payloads=payloads) as client,
+        EventProducer(kafka_settings) as platform,
+    ):
+        store = open_payload_store(payloads)
+        assert store is not None
+        large = await checked_in(encode(completed("large", "x" * 2000)), "large/outcome", store)
+        folder.rename(away)
+        records = [large, encode(completed("large", "repeat")), encode(completed("small"))]
+
+        async def publish() -> None:
+            for record in records:
+                await platform.send_record(results, record, name="outcome", partition=0)
+
+        if seen == "as it comes":
+            runs = [await client.start("a", run_id=run_id) for run_id in ("large", "small")]
+        else:
+            await publish()
+            runs = [client.run(run_id) for run_id in ("large", "small")]
+        waiting = [asyncio.create_task(run.result(TIMEOUT_S)) for run in runs]
+        if seen == "as it comes":
+            await publish()
+        assert await waiting[1] == "done"
+        assert not waiting[0].done()
+        away.rename(folder)
+        assert await waiting[0] == "x" * 2000, "the first outcome is the one"
