@@ -26,6 +26,14 @@ _DEAD_LETTER_HEADERS: Final = {
     "towline_dead_letter_offset": "Its offset, in decimal.",
     "towline_dead_letter_time": "When it was put here, RFC 3339.",
 }
+_VALUE_LEFT_OUT: Final = {
+    "towline_dead_letter_value_left_out": "Size in bytes of a value that was too large for this topic.",
+}
+_MARK_HEADERS: Final = {
+    "towline_dead_letter_mark": "replayed or discarded.",
+    "towline_dead_letter_mark_of": "The dead letter: topic/partition/offset of its record, as in the key.",
+    "towline_dead_letter_mark_note": "Why, if somebody said so.",
+}
 
 
 def document(version: str, examples: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -56,6 +64,7 @@ def document(version: str, examples: Mapping[str, Mapping[str, Any]]) -> dict[st
                     for model in EVENT_MODELS
                 },
                 "DeadLetter": _dead_letter(),
+                "DeadLetterMark": _dead_letter_mark(),
             },
             "schemas": {"CloudEventHeaders": _headers()},
         },
@@ -76,7 +85,7 @@ def _message_name(model: type[EventData]) -> str:
 
 def _messages_of(spec: TopicSpec) -> list[str]:
     if spec.name == "dead-letters":
-        return ["DeadLetter"]
+        return ["DeadLetter", "DeadLetterMark"]
     return [_message_name(model) for model in EVENT_MODELS if model.topic == spec.name]
 
 
@@ -84,8 +93,9 @@ def _channel(spec: TopicSpec) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if "cleanup.policy" in spec.settings:
         settings["cleanup.policy"] = [spec.settings["cleanup.policy"]]
-    if "retention.ms" in spec.settings:
-        settings["retention.ms"] = int(spec.settings["retention.ms"])
+    for name in ("retention.ms", "max.message.bytes"):
+        if name in spec.settings:
+            settings[name] = int(spec.settings[name])
     return {
         "address": Topics().name(spec.name),
         "title": spec.name,
@@ -152,11 +162,28 @@ def _dead_letter() -> dict[str, Any]:
             "type": "object",
             "properties": {
                 name: {"type": "string", "description": description}
-                for name, description in _DEAD_LETTER_HEADERS.items()
+                for name, description in (_DEAD_LETTER_HEADERS | _VALUE_LEFT_OUT).items()
             },
             "required": list(_DEAD_LETTER_HEADERS),
         },
         "payload": {"description": "The value of the record as it was: any bytes, or null."},
+    }
+
+
+def _dead_letter_mark() -> dict[str, Any]:
+    return {
+        "name": "dead-letter-mark",
+        "title": "DeadLetterMark",
+        "summary": "Takes a dead letter off the open ones.",
+        "headers": {
+            "type": "object",
+            "properties": {
+                name: {"type": "string", "description": description}
+                for name, description in _MARK_HEADERS.items()
+            },
+            "required": ["towline_dead_letter_mark", "towline_dead_letter_mark_of"],
+        },
+        "payload": {"description": "Empty."},
     }
 
 

@@ -113,7 +113,11 @@ def test_the_asyncapi_document_is_complete_and_its_references_lead_somewhere() -
     assert document["asyncapi"] == "3.0.0"
     assert set(document["channels"]) == {spec.name for spec in TOPICS}
     messages = document["components"]["messages"]
-    assert {message["name"] for message in messages.values()} == {*EVENT_MODEL_BY_TYPE, "dead-letter"}
+    assert {message["name"] for message in messages.values()} == {
+        *EVENT_MODEL_BY_TYPE,
+        "dead-letter",
+        "dead-letter-mark",
+    }
     for reference in _references(document):
         if reference.startswith("./"):
             assert (ROOT / reference).is_file(), reference

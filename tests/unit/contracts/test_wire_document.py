@@ -7,12 +7,27 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 
 from towline.contracts import EVENT_MODELS, TOPICS, EventData, RunRequested, Topics, decode
+from towline.contracts.cloudevents import Record
 from towline.contracts.errors import DecodeReason
 from towline.contracts.events import ApprovalOutcome, ApprovalRefusal, ControlAction, ControlRefusal
+from towline.delivery.dead_letters import VALUE_LEFT_OUT, Origin
+from towline.delivery.letters import (
+    MARK,
+    MARK_NOTE,
+    MARK_OF,
+    REPLAY_COUNT,
+    REPLAY_OF,
+    Letter,
+    mark_record,
+)
+from towline.delivery.processing import HANDLER_FAILED
 
-TEXT = (Path(__file__).parents[3] / "docs/wire-contract.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[3]
+CONTRACTS, SERVICES = ROOT / "contracts", ROOT / "services/towline"
+TEXT = (ROOT / "docs/wire-contract.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("model", EVENT_MODELS)
@@ -39,6 +54,35 @@ def test_every_topic_is_named_with_its_settings() -> None:
             assert f"{int(spec.settings['retention.ms']) // 86_400_000} days" in row
         else:
             assert "compacted" in row
+        for name, value in spec.settings.items():
+            assert f"`{name}={value}`" in TEXT or name == "retention.ms", f"{spec.name}: {name}"
+
+
+def test_every_reason_of_a_dead_letter_is_named() -> None:
+    sources = [*(SERVICES / "bridge").glob("*.py"), *(SERVICES / "delivery").glob("*.py")]
+    written = {
+        word
+        for source in sources
+        for word in re.findall(r'DeadLetter\(\s*"(\w+)"', source.read_text(encoding="utf-8"))
+    }
+    assert "run_id_conflict" in written
+    for word in (*written, HANDLER_FAILED):
+        assert f"| `{word}` |" in TEXT or f"`{word}`," in TEXT or f", `{word}`" in TEXT, word
+
+
+def test_all_that_is_on_the_dead_letters_topic_is_named() -> None:
+    for name in (MARK, MARK_OF, MARK_NOTE, VALUE_LEFT_OUT, REPLAY_OF, REPLAY_COUNT):
+        assert f"`{name}`" in TEXT
+    asyncapi = yaml.safe_load((CONTRACTS / "asyncapi.yaml").read_text(encoding="utf-8"))
+    messages = asyncapi["components"]["messages"]
+    mark = mark_record(
+        Letter(Origin("towline.runs", 1, 2), Record(None, None, ()), "r", "e", "t"), "discarded", "n"
+    )
+    assert {name for name, _ in mark.headers} == messages["DeadLetterMark"]["headers"]["properties"].keys()
+    assert VALUE_LEFT_OUT in messages["DeadLetter"]["headers"]["properties"]
+    channel = asyncapi["channels"]["dead-letters"]
+    assert channel["messages"].keys() == {"DeadLetter", "DeadLetterMark"}
+    assert channel["bindings"]["kafka"]["topicConfiguration"]["max.message.bytes"] == 2 * 1024 * 1024
 
 
 def test_the_examples_by_hand_are_one_and_the_same_request() -> None:
