@@ -12,7 +12,7 @@ from typing import Final
 from pydantic import JsonValue
 
 from towline.bridge import failpoints, metrics
-from towline.bridge.core import Decision
+from towline.bridge.core import REQUEST_ID, Decision
 from towline.contracts import ids
 from towline.contracts.cloudevents import Record
 from towline.contracts.errors import EncodeError, PublishError
@@ -122,6 +122,7 @@ class Answers:
                 data=data,
                 traceparent=traceparent,
                 tracestate=tracestate,
+                extensions={REQUEST_ID: cause.id} if isinstance(data, RunRejected) and cause else {},
             )
         )
 

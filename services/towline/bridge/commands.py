@@ -16,7 +16,7 @@ from towline.bridge.answers import Answers
 from towline.bridge.availability import Availability
 from towline.bridge.catalog import Catalog
 from towline.bridge.control import Control
-from towline.bridge.core import Decision, answer_ids
+from towline.bridge.core import Decision, answer_ids, rejection_of
 from towline.bridge.decisions import Decisions
 from towline.bridge.errors import AnswersUnreadableError, SchedulerAwayError
 from towline.bridge.recall import Recall
@@ -178,11 +178,12 @@ class Commands:
             return True
         if not answers or delivery.assigned_at is None:
             return False
-        sent_ms = delivery.record.timestamp
-        published = await self._recall.published(since_ms=sent_ms, after=delivery.assigned_at)
+        published = await self._recall.published(
+            since_ms=delivery.record.timestamp, after=delivery.assigned_at
+        )
         if isinstance(event.data, RunRequested):
             # An earlier request of the same run_id may have been rejected; this one is another.
-            return published.get(answers[0], -1) >= sent_ms
+            return rejection_of(answers[0], event.id) in published
         return any(answer in published for answer in answers)
 
     async def _dispatch(self, event: Event, delivery: Delivery[Command]) -> Outcome:

@@ -286,6 +286,15 @@ def cancel_command(event_id: str, reason: str | None) -> CancelCommand:
 # -- answers that were given before --------------------------------------------------------------------
 
 
+REQUEST_ID: Final = "requestid"
+"""CloudEvents attribute of a rejection: the id of the request that it answers. Its own id is the run's."""
+
+
+def rejection_of(outcome_id: str, request_id: str) -> str:
+    """Names the rejection of that very request."""
+    return f"{outcome_id} {request_id}"
+
+
 def answer_ids(event: Event) -> tuple[str, ...]:
     """Ids of the events by which the bridge may have answered this command; once is enough."""
     match event.data:

@@ -18,15 +18,17 @@ from typing import Final, Protocol, cast
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
+from towline.bridge.core import REQUEST_ID, rejection_of
 from towline.bridge.errors import AnswersUnreadableError
+from towline.contracts.attributes import CE_PREFIX
 from towline.contracts.salvage import TolerantConsumer
 from towline.contracts.settings import KafkaSettings
 from towline.delivery import KafkaRecord
 
 logger = logging.getLogger(__name__)
 
-Published = Mapping[str, int]
-"""Event ids of answers, and when each was published, in milliseconds since 1970."""
+Published = set[str]
+"""Event ids of answers; of rejections, `rejection_of`."""
 
 _CLOCKS_APART_MS: Final = 30_000
 """A record's time is its publisher's; an answer's is the bridge's."""
@@ -52,7 +54,7 @@ class _Scan:
     from_ms: int
     began_at: float | None = None
     """None: it has not begun, and may still begin earlier in the topics."""
-    published: dict[str, int] = field(default_factory=dict[str, int])
+    published: set[str] = field(default_factory=set[str])
     count: int = 0
     task: asyncio.Task[None] | None = None
 
@@ -170,11 +172,14 @@ async def _read_until(reader: _Reader, open_ends: dict[TopicPartition, int], sca
                 del open_ends[partition]
 
 
-def _note(record: KafkaRecord, published: dict[str, int]) -> None:
+def _note(record: KafkaRecord, published: set[str]) -> None:
     headers = dict(record.headers)
     event_id = headers.get("ce_id")
     if event_id is not None and headers.get("ce_type") in _ANSWERS:
-        published[event_id.decode("utf-8", "replace")] = record.timestamp
+        name = event_id.decode("utf-8", "replace")
+        if (request_id := headers.get(f"{CE_PREFIX}{REQUEST_ID}")) is not None:
+            name = rejection_of(name, request_id.decode("utf-8", "replace"))
+        published.add(name)
 
 
 class _OffsetAndTimestamp(Protocol):

@@ -60,15 +60,16 @@ async def until_seen(scheduler_settings: SchedulerSettings, working) -> AsyncGen
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ahead_s", [0.0, 20.0], ids=["one clock", "a publisher's clock ahead"])
 async def test_a_bridge_killed_after_its_answers_and_before_its_commit_leaves_them_as_they_are(
-    kafka_settings, scheduler_settings, tmp_path, register, start_bridge, wire, hub, until_seen
+    kafka_settings, scheduler_settings, tmp_path, register, start_bridge, wire, hub, until_seen, ahead_s
 ):
     await register(REVIEW)
     await start_run(hub, "r-2")
     # All three are there when the bridge begins: they are answered at once, long before its first commit.
     refused = await decide(wire, "r-1")
     suspended = await control(wire, "r-2", "suspend")
-    await wire.request("r-3", run_type="late")
+    await wire.request("r-3", run_type="late", ahead_s=ahead_s)
     bridge = ProcessPart(
         "bridge",
         data=tmp_path / "bridge",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -91,17 +92,26 @@ class Wire:
         key: bytes | None = None,
         value: bytes | None = None,
         headers: dict[str, str] | None = None,
+        ahead_s: float = 0.0,
     ) -> None:
-        """Publish exactly this."""
+        """Publish exactly this, by a clock that is ahead by so much."""
         await self._producer.send_and_wait(
             f"{self.kafka.topic_prefix}{topic}",
             key=key,
             value=value,
             headers=[(name, text.encode()) for name, text in (headers or {}).items()],
+            timestamp_ms=int((time.time() + ahead_s) * 1000),
         )
 
     async def event(
-        self, topic: str, kind: str, data: dict[str, Any], *, event_id: str | None = None, **more: str
+        self,
+        topic: str,
+        kind: str,
+        data: dict[str, Any],
+        *,
+        event_id: str | None = None,
+        ahead_s: float = 0.0,
+        **more: str,
     ) -> str:
         """Publish one event in binary mode, keyed by its run; returns its id."""
         event_id = event_id or f"e-{uuid4().hex[:8]}"
@@ -110,6 +120,7 @@ class Wire:
             topic,
             key=run_id.encode(),
             value=json.dumps(data).encode(),
+            ahead_s=ahead_s,
             headers={
                 "ce_specversion": "1.0",
                 "ce_id": event_id,
@@ -121,10 +132,12 @@ class Wire:
         )
         return event_id
 
-    async def request(self, run_id: str, *, event_id: str | None = None, **data: Any) -> str:
+    async def request(
+        self, run_id: str, *, event_id: str | None = None, ahead_s: float = 0.0, **data: Any
+    ) -> str:
         """Publish a run request."""
         data = {"run_id": run_id, "run_type": "review", "input": {"topic": "rivers"}} | data
-        return await self.event("runs", "run.requested", data, event_id=event_id)
+        return await self.event("runs", "run.requested", data, event_id=event_id, ahead_s=ahead_s)
 
     async def until(self, wanted: Callable[[Seen], bool], *, within_s: float = WITHIN_S) -> Seen:
         """The first record that is wanted.
