@@ -19,9 +19,11 @@ import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, cast
 
+from towline.contracts.attributes import CE_PREFIX, is_structured, parse_json
 from towline.contracts.cloudevents import Record
+from towline.contracts.errors import DecodeError
 from towline.delivery.dead_letters import (
     DEAD_LETTER_PREFIX,
     ERROR,
@@ -75,16 +77,16 @@ class Letter:
 
     def fields(self) -> dict[str, str]:
         """What filters look at."""
-        headers = self.record.headers
+        told = _attributes(self.record)
         key = (self.record.key or b"").decode("utf-8", "replace")
         return {
             "reason": self.reason,
-            "type": _header(headers, "ce_type"),
-            "run": _header(headers, "ce_subject") or key,
+            "type": told.get("type", ""),
+            "run": told.get("subject") or key,
             "topic": self.origin.topic,
             "key": key,
-            "event": _header(headers, "ce_id"),
-            "source": _header(headers, "ce_source"),
+            "event": told.get("id", ""),
+            "source": told.get("source", ""),
         }
 
     def summary(self) -> dict[str, Any]:
@@ -235,6 +237,25 @@ def _parse_filter(text: str) -> tuple[str, str]:
     if not equals or name not in FILTER_FIELDS:
         raise LetterError(f"--filter {text!r}: give FIELD=PATTERN with a field of {', '.join(FILTER_FIELDS)}")
     return name, pattern
+
+
+def _attributes(record: Record) -> Mapping[str, str]:
+    """What the event says of itself, in binary or structured mode, as far as it can be read."""
+    if is_structured(record.headers):
+        try:
+            members = parse_json(record.value, "value")
+        except DecodeError:
+            return {}
+        if not isinstance(members, dict):
+            return {}
+        named = cast("dict[str, Any]", members).items()
+        return {name: value for name, value in named if isinstance(value, str)}
+    # The first of each name counts, as for `decode`.
+    return {
+        name.lower().removeprefix(CE_PREFIX): _text(value)
+        for name, value in reversed(record.headers)
+        if name.lower().startswith(CE_PREFIX)
+    }
 
 
 def _header(headers: Headers, name: str) -> str:

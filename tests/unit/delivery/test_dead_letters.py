@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 
 import pytest
@@ -142,3 +143,18 @@ def test_an_origin_of_endless_digits_is_none():
     headers = [("towline_dead_letter_topic", b"t"), ("towline_dead_letter_partition", b"0")]
     found = letters(record(0, headers=(*headers, ("towline_dead_letter_offset", b"9" * 5_000))))
     assert found.unreadable_count == 1
+
+
+@pytest.mark.parametrize("mode", ["binary", "names in capitals", "structured"])
+def test_a_letter_is_found_by_what_its_event_says_in_either_mode(mode: str) -> None:
+    told = {"id": "e-1", "source": "shop", "type": "towline.run.requested.v1", "subject": "order-1"}
+    headers = tuple((f"ce_{name}", text.encode()) for name, text in told.items())
+    value = b"{}"
+    if mode == "names in capitals":
+        headers = tuple((name.upper(), text) for name, text in headers)
+    if mode == "structured":
+        headers = (("Content-Type", b"application/cloudevents+json; charset=utf-8"),)
+        value = json.dumps({**told, "specversion": "1.0", "data": {}}).encode()
+    found = letters(as_letter(record(1, key=None, value=value, headers=headers)))
+    wanted = ["type=towline.run.*", "event=e-1", "source=shop", "run=order-*"]
+    assert [letter.origin.offset for letter in found.select(wanted)] == [1]
