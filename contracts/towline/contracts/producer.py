@@ -28,6 +28,7 @@ from towline.contracts.events import Event
 from towline.contracts.kafka import backoff_s, connect
 from towline.contracts.payloads.claim_check import checked_in
 from towline.contracts.payloads.store import PayloadStore
+from towline.contracts.salvage import create_no_topics
 from towline.contracts.settings import KafkaSettings
 from towline.contracts.tracing import sending
 
@@ -299,7 +300,7 @@ class EventProducer:
 
     async def _connect(self, timeout_s: float | None) -> AIOKafkaProducer:
         def make() -> AIOKafkaProducer:
-            return AIOKafkaProducer(
+            producer = AIOKafkaProducer(
                 **self._settings.connection(),
                 client_id=self._client_id,
                 enable_idempotence=True,
@@ -310,6 +311,8 @@ class EventProducer:
                 request_timeout_ms=10_000,
                 retry_backoff_ms=100,
             )
+            create_no_topics(producer.client)
+            return producer
 
         return await connect(
             make,

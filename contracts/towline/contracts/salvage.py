@@ -7,7 +7,10 @@ exception, although their positions have moved.
 
 The same goes for a batch that it cannot read (spoilt on a broker's disk, or compressed in a way for which a
 library is missing): it raises a KafkaError. Nothing may be passed over there, so the partition waits, and is
-tried again, while the others go on. All private knowledge of aiokafka is in this module; a test with a real
+tried again, while the others go on.
+
+And its clients have a broker that creates topics by itself (Kafka's default) create every topic that they ask
+for: see `create_no_topics`. All private knowledge of aiokafka is in this module; a test with a real
 broker tells when it no longer holds.
 """
 
@@ -16,11 +19,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
-from types import FrameType
+from functools import partial
+from types import FrameType, FunctionType, MethodType
 from typing import Any, Final, TypeAlias, cast
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
+from aiokafka.protocol.metadata import MetadataRequest
 
 from towline.contracts.attributes import UNREADABLE
 
@@ -39,6 +45,18 @@ _FIX: Final = (
 )
 
 
+def create_no_topics(client: Any) -> None:
+    """Let an `AIOKafkaClient` ask for topics without having the broker create them.
+
+    Created by the way they have the broker's settings, not the contract's, and a misspelt prefix gets topics
+    of its own, to which events are published for nobody.
+    """
+    update = cast("FunctionType", cast("Any", AIOKafkaClient)._metadata_update)  # noqa: SLF001
+    asking = {"MetadataRequest": partial(MetadataRequest, allow_auto_topic_creation=False)}
+    careful = FunctionType(update.__code__, {**update.__globals__, **asking})
+    client._metadata_update = MethodType(careful, client)  # noqa: SLF001
+
+
 class TolerantConsumer(AIOKafkaConsumer):
     """An `AIOKafkaConsumer` whose `getmany` hands out a stand-in for a record that it cannot read.
 
@@ -53,6 +71,7 @@ class TolerantConsumer(AIOKafkaConsumer):
 
     def __init__(self, *topics: str, **options: Any) -> None:
         cast("Any", super()).__init__(*topics, **options)
+        create_no_topics(cast("Any", self)._client)  # noqa: SLF001
         self._waiting: set[TopicPartition] = set()
         """Paused here, because of a batch that cannot be read."""
         self._paused_too: set[TopicPartition] = set()

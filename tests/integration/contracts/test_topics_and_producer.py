@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError, NodeNotReadyError
 from tests.integration.contracts.raw import completed, read_all, started
 
 from towline.contracts import (
+    TOPICS,
     EncodeError,
     EventProducer,
     KafkaSettings,
@@ -22,11 +23,12 @@ from towline.contracts import (
     PublishError,
     Record,
     RunRequested,
+    TowlineClient,
     decode,
 )
 from towline.contracts.events import Event
 from towline.contracts.kafka import admin, ensure_topics
-from towline.dev import KafkaPart
+from towline.dev import KafkaPart, kafka_config
 
 
 @pytest.fixture
@@ -92,6 +94,26 @@ async def test_a_broker_that_goes_away_while_topics_are_looked_at_is_away(
     monkeypatch.setattr(AIOKafkaAdminClient, "list_topics", gone)
     with pytest.raises(KafkaUnavailableError, match="went away"):
         await ensure_topics(KafkaSettings(bootstrap=kafka, topic_prefix="away."))
+
+
+@pytest.mark.slow
+async def test_a_broker_that_creates_topics_by_itself_is_not_made_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kafka's default: a misspelt prefix would get topics of its own."""
+    by_itself = {**kafka_config._SETTINGS, "auto.create.topics.enable": "true"}
+    monkeypatch.setattr(kafka_config, "_SETTINGS", by_itself)
+    with KafkaPart(data=tmp_path / "kafka") as kafka:
+        settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix="misspelt.")
+        async with EventProducer(settings, delivery_timeout_s=2.0) as producer:
+            with pytest.raises(PublishError, match="no acknowledgement"):
+                await producer.send(started("r-1"))
+        async with TowlineClient(settings) as client:
+            with pytest.raises(KafkaUnavailableError, match="create the topics, or set another topic prefix"):
+                await anext(client.results("g"))
+        async with admin(settings) as asking:
+            assert await asking.list_topics() == []
+        assert len(await ensure_topics(settings)) == len(TOPICS)
 
 
 async def test_events_go_to_their_topic_in_order(kafka_settings: KafkaSettings) -> None:
