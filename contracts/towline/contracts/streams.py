@@ -134,6 +134,7 @@ class EventStream(Generic[DataT]):
             self._current = None
         while not self._closed:
             reader = await self._opened()
+            await self._commit_if_due(reader)
             while self._records:
                 record = self._records[0]
                 event = await self._event_of(record)
@@ -233,8 +234,7 @@ class EventStream(Generic[DataT]):
         attempt = 0
         while not self._records and not self._closed:
             try:
-                if loop.time() - self._committed_at >= _COMMIT_EVERY_S:
-                    await self._commit(reader)
+                await self._commit_if_due(reader)
                 if not await self._polled(reader):
                     await self._commit(reader)
                 if self._group_id is None and loop.time() >= self._next_check:
@@ -267,6 +267,10 @@ class EventStream(Generic[DataT]):
         records = await poll(reader, timeout_s=0.01 if self._handled else _POLL_S)
         self._records.extend(records)
         return len(records)
+
+    async def _commit_if_due(self, reader: AIOKafkaConsumer) -> None:
+        if asyncio.get_running_loop().time() - self._committed_at >= _COMMIT_EVERY_S:
+            await self._commit(reader)
 
     async def _commit(self, reader: AIOKafkaConsumer) -> None:
         self._committed_at = asyncio.get_running_loop().time()

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
 from tests.integration.contracts.broker import own_broker
@@ -58,6 +58,30 @@ async def test_a_group_goes_on_where_it_stopped(kafka_settings: KafkaSettings) -
             second = await take(stream, 11)
         # The twentieth was not followed by a request for the next one: it was not handled for certain.
         assert Counter(first + second) == Counter([*(f"r-{n}" for n in range(30)), first[-1]])
+
+
+async def test_what_is_handled_is_committed_within_a_second_though_more_is_in_hand(
+    kafka_settings: KafkaSettings,
+) -> None:
+    partition = TopicPartition(kafka_settings.topics.results, 0)
+    looking = AIOKafkaConsumer(
+        bootstrap_servers=kafka_settings.bootstrap, group_id="slow", enable_auto_commit=False
+    )
+    async with TowlineClient(kafka_settings) as client, EventProducer(kafka_settings) as platform:
+        for number in range(200):
+            record = encode(completed(f"r-{number}"))
+            await platform.send_record(partition.topic, record, name="outcome", partition=partition.partition)
+        await looking.start()
+        try:
+            async with asyncio.timeout(TIMEOUT_S), client.results("slow") as stream:
+                handled = 0
+                while not await looking.committed(partition):
+                    await anext(stream)
+                    handled += 1
+                    assert handled < 100, "all came with one poll"
+                    await asyncio.sleep(0.05)  # what its handling takes
+        finally:
+            await looking.stop()
 
 
 async def test_another_group_and_no_group_get_everything(kafka_settings: KafkaSettings) -> None:
