@@ -5,7 +5,7 @@
 | first entry | `RUN_STARTED` |
 | `token`, `message` | `TEXT_MESSAGE_START`, `_CONTENT`, `_END`; one message a turn and attempt |
 | `tool_call` | `TOOL_CALL_START`, `_ARGS`, `_END` |
-| `reset` | `MESSAGES_SNAPSHOT` without what is void |
+| `reset` | `MESSAGES_SNAPSHOT` without what is void, then what comes again |
 | `status` | `STATE_SNAPSHOT` |
 | `approval` | `CUSTOM` named `towline.approval` |
 | `end`, `error` | `RUN_FINISHED`, `RUN_ERROR` |
@@ -60,6 +60,8 @@ class AguiTranslator:
         self._cursor = sse.id_key(cursor)
         self._thread_id = run_id
         self._started = False
+        self._all_void = False
+        """The client is to be told that what it had before is void, once there is something to tell."""
         self._messages: dict[str, _Message] = {}
         self._tool_calls = 0
 
@@ -67,6 +69,12 @@ class AguiTranslator:
         """The AG-UI events that `piece` makes, as SSE."""
         out: list[bytes] = []
         for entry_id, kind, data in _entries(piece.body):
+            if entry_id == sse.START_ID:
+                # What follows begins anew: nothing of it is what the client has had.
+                self._cursor = sse.id_key(sse.START_ID)
+                if not self._started:
+                    self._all_void = True
+                    continue
             events = list(self._events(kind, data))
             if sse.id_key(entry_id) <= self._cursor and entry_id != sse.START_ID:
                 continue
@@ -83,6 +91,8 @@ class AguiTranslator:
             self._started = True
             self._thread_id = str(data.get("session_id") or self._run_id)
             yield RunStartedEvent(thread_id=self._thread_id, run_id=self._run_id)
+            if self._all_void:
+                yield self._snapshot()
         if handler is not None:
             yield from handler(self, data)
 

@@ -209,9 +209,9 @@ class Door:
         # The models of AG-UI are a seventh of a relay's start, and few relays are asked for them.
         from towline.relay.agui import AguiTranslator
 
-        translator = AguiTranslator(request.path_params["run_id"], _resume_at(request))
-        # What came before the cursor says which messages are open.
-        return await self._run_stream(request, sse.START_ID, translator.translate)
+        cursor = _resume_at(request)
+        translator = AguiTranslator(request.path_params["run_id"], cursor)
+        return await self._run_stream(request, cursor, translator.translate)
 
     async def _run_stream(self, request: Request, cursor: str, translate: Translate | None) -> Any:
         principal = require(request, "read")
@@ -233,6 +233,10 @@ class Door:
             # The reader has all of it: 204 keeps a browser's EventSource from coming back.
             client.close()
             return Response(status_code=204)
+        if translate is not None and sse.START_ID not in (cursor, client.cursor):
+            # What came before the cursor says which messages are open.
+            client.close()
+            client, first = self.hub.client(source, sse.START_ID), None
         return self._respond(client, principal, translate, first)
 
     async def _await_run(self, request: Request, client: Any, run_id: str, wait_s: float) -> Piece | None:

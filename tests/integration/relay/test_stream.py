@@ -308,6 +308,15 @@ async def test_the_stream_is_there_for_agui_front_ends_too(
         "RUN_FINISHED",
     ]
     assert events[0]["threadId"] == "s1"
+    # An EventSource that comes back after the end is told to stay away, as of the plain stream.
+    last = re.findall(r"^id: (.*)$", answer.text, re.MULTILINE)[-1]
+    assert (await http.get(url, headers={"Last-Event-ID": last})).status_code == 204
+    # One whose place is gone is told that what it has is void, and then all.
+    for gone in ("123456789-0", "99999999999999-0"):
+        again = await asyncio.wait_for(http.get(url, headers={"Last-Event-ID": gone}), 10)
+        sent = [json.loads(line[6:]) for line in again.text.split("\n") if line.startswith("data: ")]
+        snapshot = {"type": "MESSAGES_SNAPSHOT", "messages": []}
+        assert sent == [events[0], snapshot, *events[1:]]
 
 
 async def test_a_stream_that_has_expired_after_its_end_still_ends(

@@ -93,6 +93,14 @@ def test_a_reader_that_resumes_gets_the_rest_and_nothing_twice() -> None:
         assert had + rest == whole
 
 
+def test_a_reader_that_resumed_gets_all_of_what_comes_again_after_a_reset() -> None:
+    translator = AguiTranslator("r", "3-0")
+    assert translator.translate(piece(RUN[:3])) == b""
+    translator.translate(Piece(sse.reset("lost"), "0-0"))
+    again = read(translator.translate(piece(RUN)))
+    assert "".join(event.delta for event in again if event.type == "TEXT_MESSAGE_CONTENT") == "Roses"
+
+
 def test_failures_end_with_an_error() -> None:
     failed = AguiTranslator("r", "0-0").translate(
         piece([("error", {"error": {"type": "E", "message": "m"}})])
