@@ -19,6 +19,9 @@ from tests.integration.relay.conftest import StartRelay
 from tests.integration.relay.test_http import Commands, commands
 from tests.waiting import eventually_async
 
+from towline.relay.auth.oidc import SigningKeys
+from towline.relay.problems import ProblemError
+
 __all__ = ["commands"]
 
 
@@ -109,6 +112,41 @@ async def test_the_tokens_subject_approves(
     assert await decide(shared_secret) == 401
     head, body, _ = issuer.token().split(".")
     assert await decide(f"{head}.{body}.") == 401
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("/.well-known/openid-configuration", b"[]"),
+        ("/.well-known/openid-configuration", b'{"jwks_uri": "http://127.0.0.1:99999/keys"}'),
+        ("/.well-known/openid-configuration", b'{"jwks_uri": "https://\\ud800/keys"}'),
+        ("/keys", b"[]"),
+        ("/keys", b"null"),
+        ("/keys", b'{"keys": {}}'),
+        ("/keys", b"[" * 100_000),
+        ("/keys", b"\xff"),
+    ],
+)
+async def test_nonsense_from_the_issuer_is_a_503_that_says_so(
+    issuer: Issuer, asked: str, said: bytes
+) -> None:
+    answer = issuer.answer
+    issuer.answer = lambda path: said if path == asked else answer(path)
+    with pytest.raises(ProblemError) as caught:
+        await SigningKeys(issuer.url, None).get("one")
+    assert (caught.value.status, caught.value.code) == (503, "issuer_away")
+
+
+async def test_keys_are_not_fetched_from_where_they_could_be_replaced_on_the_way(issuer: Issuer) -> None:
+    port = issuer.server.server_port
+    assert await SigningKeys(issuer.url, f"http://127.0.0.1:{port}/keys").get("one") is not None
+    # As another host of the network would be: it is the same one by a name that is not known to be local.
+    document = json.dumps({"jwks_uri": f"http://127.1:{port}/keys"}).encode()
+    answer = issuer.answer
+    issuer.answer = lambda path: document if "openid" in path else answer(path)
+    with pytest.raises(ProblemError) as caught:
+        await SigningKeys(issuer.url, None).get("one")
+    assert caught.value.status == 503
 
 
 async def test_callers_who_come_while_the_first_keys_are_fetched_wait_for_them_too(
