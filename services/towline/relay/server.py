@@ -79,10 +79,14 @@ async def serve(settings: RelaySettings, kafka: KafkaSettings, redis_settings: R
         door, settings, authenticators=authenticators, live=consumer.not_alive, ready=consumer.not_ready
     )
     observe(hub, consumer, approvals)
+
+    class Protocol(StreamingProtocol):
+        send_timeout_s = settings.send_timeout_s
+
     server = _Server(
         uvicorn.Config(
             app,
-            http=StreamingProtocol,
+            http=Protocol,
             host=host,
             port=port,
             log_config=None,

@@ -33,7 +33,10 @@ class RelaySettings(BaseSettings):
         default=15, gt=0, description="Seconds without an event after which a comment is sent."
     )
     send_timeout_s: float = Field(
-        default=20, gt=0, description="A client that takes nothing for so long is dropped; it can resume."
+        default=20,
+        gt=0,
+        description="A client that takes nothing of an answer or a stream for so long is dropped; "
+        "a stream can be resumed.",
     )
     ttl_s: int = Field(
         default=7 * 24 * 3600, gt=0, description="A run's keys live so long after its last write."

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -79,3 +81,92 @@ async def test_a_connection_that_is_lost_is_told_and_leaves_nothing_for_the_garb
         await eventually_async(lambda: left() == 0)
     finally:
         gc.enable()
+
+
+class Patience(StreamingProtocol):
+    """With less of it, so that tests need not wait."""
+
+    send_timeout_s = 0.3
+    request_timeout_s = 0.3
+
+
+async def _large(_scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % _LARGE)]}
+    )
+    await send({"type": "http.response.body", "body": b"x" * _LARGE})
+
+
+_LARGE = 20_000_000
+
+
+@asynccontextmanager
+async def _serving(protocol: type[StreamingProtocol]) -> AsyncIterator[tuple[int, uvicorn.Server]]:
+    port = lease()
+    config = uvicorn.Config(
+        _large,
+        http=protocol,
+        host="127.0.0.1",
+        port=port,
+        log_config=None,
+        lifespan="off",
+        timeout_keep_alive=1,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    await eventually_async(lambda: server.started)
+    yield port, server
+    server.should_exit = True
+    await serving
+
+
+@pytest.mark.parametrize("requests", [REQUEST, REQUEST * 10_000])
+async def test_who_takes_nothing_of_an_answer_is_cut_off_and_who_is_slow_is_not(requests: bytes) -> None:
+    async with _serving(Patience) as (port, server):
+        open_now = server.server_state.connections
+        with socket.create_connection(("127.0.0.1", port)) as idle:
+            idle.sendall(requests)
+            await eventually_async(lambda: open_now)
+            await eventually_async(lambda: not open_now)
+        slow, writer = await asyncio.open_connection("127.0.0.1", port, limit=65_536)
+        writer.write(REQUEST)
+        await slow.readuntil(b"\r\n\r\n")
+        taken = 0
+        while taken < _LARGE:
+            taken += len(await slow.read(200_000))
+            await asyncio.sleep(0.01)  # as a thin line would
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"X-More: and more\r\n" * 4_000,
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-More: " + b"x" * 66_000,
+        b"GET /" + b"x" * 66_000,
+    ],
+)
+async def test_a_request_head_without_end_is_refused(head: bytes) -> None:
+    async with _serving(StreamingProtocol) as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head)
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        assert b"65536 bytes" in answer
+        writer.close()
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nHost:"])
+@pytest.mark.parametrize("before", [b"", REQUEST])
+async def test_a_request_that_is_never_whole_holds_no_connection(before: bytes, begun: bytes) -> None:
+    async with _serving(Patience) as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(before)
+        if before:
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(_LARGE)
+        writer.write(begun)
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
