@@ -85,6 +85,11 @@ class EventStreamResponse:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""
         client = self._client
+        if scope["method"] == "HEAD":
+            client.close()
+            await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+            await send({"type": "http.response.body", "body": b""})
+            return
         client.task, client.ends_at = asyncio.current_task(), self._ends_at
         direct = self._direct = scope.get("extensions", {}).get(DIRECT)
         watcher: asyncio.Task[None] | None = None

@@ -14,7 +14,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 from redis.asyncio import Redis
 from tests.integration.relay.conftest import Publisher, StartRelay
-from tests.integration.relay.reading import iterate_sse
+from tests.integration.relay.reading import iterate_sse, read_sse
 from tests.integration.relay.valkey import Valkey
 from tests.waiting import eventually_async
 
@@ -253,6 +253,26 @@ async def test_all_runs_in_one_stream_with_filters(
     assert [(await asyncio.wait_for(anext(again), 15)).raw for _ in range(3)] == [e.raw for e in seen[1:]]
     for stream in (everything, narrow, results, again):
         await stream.aclose()
+
+
+async def test_a_stream_is_asked_for_its_head_alone_and_the_connection_is_free_again(
+    start_relay: StartRelay, publisher: Publisher, http: httpx.AsyncClient
+) -> None:
+    relay = start_relay()
+    await publisher.started("r1")
+    await read_sse(http, f"{relay.url}/runs/r1/stream", count=1)
+    async with httpx.AsyncClient(limits=httpx.Limits(max_connections=1), timeout=10) as one:
+        for path in ("/runs/r1/stream", "/runs/r1/agui", "/events"):
+            head = await one.head(f"{relay.url}{path}")
+            assert (head.status_code, head.content) == (200, b"")
+            assert head.headers["content-type"].startswith("text/event-stream")
+            assert (await one.get(f"{relay.url}/runs/r1")).status_code == 200
+
+    async def nobody_is_left() -> bool:
+        lines = (await http.get(f"{relay.url}/metrics")).text.splitlines()
+        return any(line.startswith("towline_relay_clients{") and line.endswith(" 0.0") for line in lines)
+
+    await eventually_async(nobody_is_left)
 
 
 async def test_keys_give_roles_and_the_approver(
