@@ -48,6 +48,12 @@ def run_role(role: str, arguments: list[str]) -> None:
             raise
         extra = {"demo": "dev", "dead-letters": "bridge"}.get(role, role)
         raise SystemExit(f"towline {role} needs {missing}: pip install 'towline[{extra}]'") from None
+    except ValueError as error:
+        # OpenTelemetry reads one of its variables as it is imported.
+        if not str(error).startswith("OTEL_"):
+            raise
+        sys.stderr.write(f"towline {role}: {error}\n")
+        raise SystemExit(_WRONG) from None
     finally:
         gc.freeze()
         gc.enable()

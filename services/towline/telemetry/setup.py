@@ -167,7 +167,7 @@ def _set_up_metrics(service_name: str, cleanup: ExitStack) -> None:
         _tell_of_protocol("METRICS")
         readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
     # An exemplar costs each measurement within a sampled span as much as the measurement itself.
-    exemplars = None if "OTEL_METRICS_EXEMPLAR_FILTER" in os.environ else AlwaysOffExemplarFilter()
+    exemplars = None if os.environ.get("OTEL_METRICS_EXEMPLAR_FILTER") else AlwaysOffExemplarFilter()
     provider = MeterProvider(
         metric_readers=readers, resource=_resource(service_name), exemplar_filter=exemplars
     )

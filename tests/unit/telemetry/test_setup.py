@@ -85,6 +85,28 @@ def test_a_standard_variable_that_cannot_be_used_is_one_line_and_status_2(
     assert said in done.stderr
 
 
+@pytest.mark.parametrize("role", ["relay", "bridge", "worker"])
+def test_a_variable_that_is_read_as_the_sdk_is_imported_is_one_line_and_status_2_too(role: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "towline.cli", role],
+        env={**os.environ, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "lots"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT must be a non-negative integer but got lots" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "variable", ["OTEL_METRICS_EXEMPLAR_FILTER", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_TRACES_EXPORTER"]
+)
+def test_an_empty_variable_is_as_good_as_none(variable: str) -> None:
+    done = _set_up({variable: ""})
+    assert done.returncode == 0, done.stderr
+
+
 def test_another_protocol_than_the_one_there_is_is_told() -> None:
     done = _set_up({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": ""})
     told = [line for line in done.stderr.splitlines() if '"otlp_protocol_unknown"' in line]
