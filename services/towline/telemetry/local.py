@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import StatusCode
 
 from towline.telemetry import conventions
+from towline.telemetry.export import dropped
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class FileSpanExporter(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Append `spans`. A full disk is logged once and costs spans, nothing else."""
-        lines = "".join(f"{self._line(span)}\n" for span in spans)
+        lines = "".join(self._line(span) for span in spans)
         try:
             with self._lock:
                 # Half a surrogate pair in somebody's text becomes its JSON escape, and costs no batch.
@@ -99,6 +100,14 @@ class FileSpanExporter(SpanExporter):
         self._failed = True
 
     def _line(self, span: ReadableSpan) -> str:
+        try:
+            return f"{self._encoded(span)}\n"
+        except Exception as error:  # noqa: BLE001 - whatever it is: the batch's others do not suffer for it
+            dropped.add(1, {"reason": "not_encodable"})
+            _log.warning("span_not_encodable", extra={"span_name": repr(span.name), "error": repr(error)})
+            return ""
+
+    def _encoded(self, span: ReadableSpan) -> str:
         context = span.context
         assert context is not None
         line: dict[str, Any] = {

@@ -90,8 +90,8 @@ def _written(span: ReadableSpan) -> bytes | None:
     """The span; None if it cannot be: the batch's others do not suffer for it."""
     try:
         body = _span(span)
-    except (ValueError, AttributeError, OverflowError, struct.error):
-        # Half a surrogate pair in somebody's text, a time out of range: let the library see to it.
+    except Exception:  # noqa: BLE001 - half a surrogate pair in a text, a time out of range, a kind that is none
+        # Let the library see to it.
         body = None
     if body is not None:
         return body

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -133,6 +134,18 @@ def test_half_a_surrogate_pair_in_one_span_does_not_cost_the_batch(tmp_path: Pat
 
     names = {span.name for spans in traces_of(tmp_path, "run-1").values() for span in spans}
     assert names == {"before", "odd \ud83d"}
+
+
+def test_a_span_of_no_kind_does_not_cost_the_batch(tmp_path: Path) -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(RunAttributes())
+    provider.add_span_processor(batches := BatchSpanProcessor(FileSpanExporter(tmp_path, "towline-worker")))
+    kind: Any = "client"
+    with in_run(RunRef("run-1")):
+        provider.get_tracer("test").start_span("of no kind", kind=kind).end()
+        provider.get_tracer("test").start_span("after").end()
+    batches.force_flush()
+    assert [span.name for spans in traces_of(tmp_path, "run-1").values() for span in spans] == ["after"]
 
 
 def test_the_tree_shows_times_and_what_matters() -> None:

@@ -122,5 +122,7 @@ def test_a_span_that_cannot_be_written_does_not_cost_the_others() -> None:
     one = SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(1))
     odd = ReadableSpan("\ud800", context=one, start_time=1, end_time=2)
     late = ReadableSpan("late", context=one, start_time=1, end_time=2**70)
+    kind: Any = "client"
+    unkind = ReadableSpan("of no kind", context=one, kind=kind, start_time=1, end_time=2)
     good = ReadableSpan("good", context=one, start_time=1, end_time=2)
-    assert [span.name for span in spans_in([odd, late, good])] == ["good"]
+    assert [span.name for span in spans_in([odd, late, unkind, good])] == ["good"]
