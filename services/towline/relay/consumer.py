@@ -198,11 +198,11 @@ class LifecycleConsumer:
                 _log.warning("offset_beyond_end", extra={"partition": _name(tp), "offset": offset})
                 await self._store.forget_offset(_name(tp))
                 offset = None
+            assignment.known[_name(tp)] = offset or 0
             if offset is None:
                 await client.seek_to_beginning(tp)
             else:
                 client.seek(tp, offset)
-                assignment.known[_name(tp)] = offset
             assignment.progress[_name(tp)] = Progress()
         client.resume(*fresh)
         assignment.unpositioned -= fresh

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias, cast
 from uuid import uuid4
@@ -28,6 +28,8 @@ ApplyStatus: TypeAlias = Literal["applied", "repeated", "unknown", "late", "open
 
 _EVENTS_ENTRIES_MAX: Final = 50_000
 _PRUNE_COUNT: Final = 500
+_OVERTAKEN: Final = 2
+"""What `advance.lua` answers if another relay has moved an offset on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ class RunStore:
         steps: Sequence[Step],
         *,
         known: Mapping[str, int],
-        changed: Iterable[Step] = (),
+        changed: Sequence[Step] = (),
     ) -> None:
         """Move offsets past `steps`, adding each to the stream of all runs, and bring the index up to date.
 
@@ -129,9 +131,30 @@ class RunStore:
         keys = [self._named.events, self._named.offsets, self._mark_key]
         after = self._index(changed)
         done = await self._guard(self._advance.call(self._redis, keys, arguments, after=after))
-        if done != 1:
+        if done == 0:
             raise RedisLostDataError("Redis lost its newest data")
         self._mark = mark or None
+        if done == _OVERTAKEN:
+            await self._index_anew(changed)
+
+    async def _index_anew(self, changed: Sequence[Step]) -> None:
+        """Another relay has moved on what was ours: the index may know of something newer than we wrote.
+
+        Who reads what a run is, writes that and finds it unchanged wrote the newest, or before one who does.
+        """
+        changes = [(step.change, step) for step in changed if step.change is not None and _counts(step)]
+        written: list[Applied] | None = None
+        while changes:
+            known = await self.apply([(change, "end" if change.ends else "more") for change, _ in changes])
+            if known == written:
+                return
+            pairs = zip(changes, known, strict=True)
+            queue = self._index([replace(step, applied=applied) for (_, step), applied in pairs])
+            if queue is not None:
+                pipeline = cast("Any", self._redis).pipeline(transaction=True)
+                queue(pipeline)
+                await self._guard(pipeline.execute())
+            written = known
 
     async def offsets(self) -> Mapping[str, int]:
         """Next offset to apply by partition ("topic:number"); empty when Redis is new or lost its data.
@@ -220,7 +243,7 @@ class RunStore:
         touched: set[tuple[str, str]] = set()
         for step in changed:
             change, applied = step.change, step.applied
-            if change is None or applied is None or applied.status in ("open", "refused", "unknown"):
+            if change is None or applied is None or not _counts(step):
                 continue
             latest[change.run_id] = applied
             if change.approval_id is not None:
@@ -272,6 +295,11 @@ class RunStore:
             if is_redis_away(error):
                 raise RedisAwayError(f"Redis does not answer: {error}") from error
             raise
+
+
+def _counts(step: Step) -> bool:
+    """Whether it says what a run is."""
+    return step.applied is not None and step.applied.status not in ("open", "refused", "unknown")
 
 
 def _applied(answer: Any) -> Applied:

@@ -20,6 +20,7 @@ from towline.contracts import ids
 from towline.contracts.events import (
     ApprovalRefused,
     ApprovalRequested,
+    ApprovalResolved,
     ControlRefused,
     ErrorInfo,
     Event,
@@ -34,7 +35,7 @@ from towline.relay.feed import Source
 from towline.relay.hub import Hub
 from towline.relay.index import RunFilter, RunIndex
 from towline.relay.keys import Keys
-from towline.relay.projection import project
+from towline.relay.projection import Change, project
 from towline.relay.redis_client import Script, connect
 from towline.relay.settings import RelaySettings
 from towline.relay.store import Applied, Mode, RunStore, Step
@@ -155,6 +156,48 @@ async def test_a_run_whose_events_overtake_its_request_is_not_listed_as_pending(
     for status in ("pending", "failed"):
         runs, _ = await books.index.runs(RunFilter(status=status), limit=10, cursor=None)
         assert [run["run_id"] for run in runs] == (["r1"] if status == "failed" else [])
+
+
+async def test_what_a_relay_writes_late_that_has_lost_its_partition_does_not_stay_in_the_lists(
+    books: Books,
+) -> None:
+    def change(event_id: str, data: EventData) -> Change:
+        made = project(Event(id=event_id, source="test", data=data, time=NOW), recorded_ms=0)
+        assert made is not None
+        return made
+
+    started = change(ids.started_id("r1"), RunStarted(run_id="r1", run_type="chat"))
+    asked = change("r1/asked", ApprovalRequested(run_id="r1", approval_id="ok"))
+    answered = change("r1/answered", ApprovalResolved(run_id="r1", approval_id="ok", outcome="approved"))
+    error = ErrorInfo(type="ValueError", message="no")
+    ended = change(
+        ids.outcome_id("r1"), RunFailed(run_id="r1", run_type="chat", error=error, finished_at=NOW)
+    )
+    changes: list[tuple[Change, Mode]] = [
+        (started, "more"),
+        (asked, "more"),
+        (answered, "more"),
+        (ended, "end"),
+    ]
+    known = {"events:0": 0}
+
+    async def steps(store: RunStore, count: int) -> list[Step]:
+        applied = await store.apply(changes[:count])
+        return [
+            Step("events:0", offset, change, result)
+            for offset, ((change, _), result) in enumerate(zip(changes[:count], applied, strict=True))
+        ]
+
+    late = await steps(books.store, 2)
+    other = RunStore(books.redis, RelaySettings(), books.keys)
+    whole = await steps(other, 4)
+    await other.advance(whole, known=known, changed=whole)
+    await books.store.advance(late, known=known, changed=late)
+    for status, listed in (("running", []), ("failed", ["r1"])):
+        runs, _ = await books.index.runs(RunFilter(status=status), limit=10, cursor=None)
+        assert [run["run_id"] for run in runs] == listed
+    assert await books.index.approvals_waiting() == (0, None)
+    assert await books.store.offsets() == {"events:0": 4}
 
 
 async def test_a_refused_command_makes_no_run_known_and_is_seen_by_those_of_a_known_one(books: Books) -> None:

@@ -3,13 +3,16 @@
 -- KEYS: events, offsets, mark. ARGV: entries_max, wake channel, what the mark was, count, then count times:
 -- partition ("topic:number"), its offset as the caller knows it; then per event: partition, offset, event id,
 -- event type, run id, run type, tags (JSON or ""), data; event id "" only moves the offset.
--- Answers 0 when Redis is older than the caller knows it to have been: it lost data, nothing is done.
+-- Answers 0 when Redis is older than the caller knows it to have been: it lost data, nothing is done. 2 when it
+-- is done, and an offset was newer: the partition is another relay's by now. 1 otherwise.
 local events, offsets = KEYS[1], KEYS[2]
-local count = tonumber(ARGV[4])
+local count, answer = tonumber(ARGV[4]), 1
 -- What was applied out of order is not behind an offset yet: the mark was set after it.
 if tonumber(redis.call('GET', KEYS[3]) or '0') < tonumber(ARGV[3]) then return 0 end
 for i = 5, 3 + 2 * count, 2 do
-  if tonumber(redis.call('HGET', offsets, ARGV[i]) or '0') < tonumber(ARGV[i + 1]) then return 0 end
+  local stored, known = tonumber(redis.call('HGET', offsets, ARGV[i]) or '0'), tonumber(ARGV[i + 1])
+  if stored < known then return 0 end
+  if stored > known then answer = 2 end
 end
 local newest
 for i = 5 + 2 * count, #ARGV, 8 do
@@ -23,4 +26,4 @@ for i = 5 + 2 * count, #ARGV, 8 do
   end
 end
 if newest then redis.call('PUBLISH', ARGV[2], newest) end
-return 1
+return answer
