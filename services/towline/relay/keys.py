@@ -64,7 +64,7 @@ class Keys:
         return wake_channel(run_id, self._prefix)
 
     def run(self, run_id: str) -> str:
-        """Hash: what is known of the run."""
+        """Hash: what is known of the run; ``progress``: highest number of its progress that was applied."""
         return f"{run_prefix(run_id, self._prefix)}run"
 
     def approvals(self, run_id: str) -> str:
@@ -72,5 +72,5 @@ class Keys:
         return f"{run_prefix(run_id, self._prefix)}approvals"
 
     def written(self, run_id: str) -> str:
-        """Set: ids of the events that were applied to the run."""
+        """Set: ids of the events that were applied to the run, but for its progress: see `run`."""
         return f"{run_prefix(run_id, self._prefix)}written"

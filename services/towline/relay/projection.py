@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias, cast
 
+from towline.contracts import ids
 from towline.contracts.errors import DataElsewhereError
 from towline.contracts.events import (
     ApprovalRefused,
@@ -55,6 +56,8 @@ class Change:
     raw: Mapping[str, Any]
     """The event's data as it is."""
     ends: bool = False
+    progress: int | None = None
+    """Number of the progress that it tells: see `towline.contracts.ids.progress_id`."""
     refuses: bool = False
     """It answers a command, maybe one for a run that there never was: it makes no run known."""
     traceparent: str | None = None
@@ -63,6 +66,10 @@ class Change:
     """Of the run's hash, overwritten."""
     approval_id: str | None = None
     approval: Literal["requested", "resolved", ""] = ""
+
+
+_PROGRESS_DIGITS_MAX: Final = 15
+"""Larger numbers Redis's scripts do not tell apart."""
 
 
 def dumps(value: Any) -> str:
@@ -145,7 +152,18 @@ def _progressed(event: Event, raw: dict[str, Any]) -> dict[str, Any]:
     if "/control/" in event.id and isinstance(status, dict) and "suspended" in status:
         suspended = cast("dict[str, Any]", status)["suspended"] is True
         return {"entry": "status", "data": raw, "fields": {"status": "suspended" if suspended else "running"}}
-    return {"entry": "status", "data": raw, "fields": {"custom_status": dumps(status)}}
+    number = event.id.rpartition("/")[2]
+    is_numbered = (
+        number.isdecimal()
+        and len(number) <= _PROGRESS_DIGITS_MAX
+        and event.id == ids.progress_id(raw["run_id"], int(number))
+    )
+    return {
+        "entry": "status",
+        "data": raw,
+        "fields": {"custom_status": dumps(status)},
+        "progress": int(number) if is_numbered else None,
+    }
 
 
 def _approval(phase: str) -> Callable[[Event, dict[str, Any]], dict[str, Any]]:

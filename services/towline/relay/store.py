@@ -285,6 +285,7 @@ class RunStore:
             *(change.event_id, how, settings.ttl_s, settings.ended_ttl_s, settings.entries_max),
             *(self._named.wake(change.run_id), change.time_ms, change.entry, dumps(change.data)),
             *(change.approval_id or "", change.approval, dumps({"time_ms": change.time_ms, **change.raw})),
+            "" if change.progress is None else change.progress,
             *(part for pair in fields.items() for part in pair),
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -156,6 +157,22 @@ async def test_a_run_whose_events_overtake_its_request_is_not_listed_as_pending(
     for status in ("pending", "failed"):
         runs, _ = await books.index.runs(RunFilter(status=status), limit=10, cursor=None)
         assert [run["run_id"] for run in runs] == (["r1"] if status == "failed" else [])
+
+
+async def test_a_run_that_tells_its_progress_for_ever_costs_no_more_memory_and_repeats_are_still_known(
+    books: Books,
+) -> None:
+    await books.started("r1")
+    for number in [*range(0, 300, 3), *range(150, 330, 3), 3]:
+        await books.take(ids.progress_id("r1", number), RunProgressed(run_id="r1", status=number))
+    # Not one of the worker's, whatever it looks like.
+    for _ in range(2):
+        await books.take("r1/progress/0005", RunProgressed(run_id="r1", status="other"))
+        await books.take("r1/progress/" + "9" * 5_000, RunProgressed(run_id="r1", status="odd"))
+    entries = cast("list[Any]", await books.redis.xrange(books.keys.stream("r1")))
+    told = [json.loads(fields["data"]).get("status") for _, fields in entries]
+    assert told == [None, *range(0, 330, 3), "other", "odd"]
+    assert await books.redis.scard(books.keys.written("r1")) == 3
 
 
 async def test_what_a_relay_writes_late_that_has_lost_its_partition_does_not_stay_in_the_lists(

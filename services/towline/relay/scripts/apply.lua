@@ -2,7 +2,7 @@
 -- KEYS: stream, turns, run, approvals, written.
 -- ARGV: event id, mode (more | known: only if anything is known of the run | end | force), ttl_s, ended_ttl_s,
 --       entries_max, wake channel, time_ms, entry type, entry data, approval id, approval phase (requested |
---       resolved | ""), event data, then field, value of the run's hash.
+--       resolved | ""), event data, number of the progress that it tells or "", then field, value of the run's hash.
 -- Answers: applied | repeated | unknown | late (the stream is over) | open (agent turns are: ask again, or
 --       with force), then created_ms, status, run_type, tags, and "open:<id>" of each approval that is open
 --       now, "closed:<id>" of each that was when the run ended.
@@ -10,7 +10,9 @@ local stream, turns, run, approvals, written = KEYS[1], KEYS[2], KEYS[3], KEYS[4
 local event, mode, ttl, ended_ttl, entries_max, channel = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local time_ms, entry, data = ARGV[7], ARGV[8], ARGV[9]
 local approval, phase, raw = ARGV[10], ARGV[11], ARGV[12]
-local FIELDS = 13
+-- Numbers of a run's progress rise: of those the highest is kept, of other events each id.
+local progress = tonumber(ARGV[13])
+local FIELDS = 14
 
 local function answer(status)
   local known = redis.call('HMGET', run, 'created_ms', 'status', 'run_type', 'tags')
@@ -40,13 +42,14 @@ local function add(kind, json)
 end
 
 if redis.call('SISMEMBER', written, event) == 1 then return answer('repeated') end
+if progress and progress <= tonumber(redis.call('HGET', run, 'progress') or '-1') then return answer('repeated') end
 if mode == 'known' then
   if redis.call('HEXISTS', run, 'created_ms') == 0 then return answer('unknown') end
   mode = 'more'
 end
 local over = redis.call('HEXISTS', turns, 'ended') == 1
 if over then
-  redis.call('SADD', written, event)
+  if not progress then redis.call('SADD', written, event) end
   return answer('late')
 end
 if mode ~= 'more' then
@@ -60,7 +63,7 @@ if mode ~= 'more' then
   -- What readers have of a turn that never came to its end is no part of the run.
   for _, turn in ipairs(open) do add('reset', '{"turn":' .. cjson.encode(turn) .. ',"reason":"unfinished"}') end
 end
-redis.call('SADD', written, event)
+if progress then redis.call('HSET', run, 'progress', ARGV[13]) else redis.call('SADD', written, event) end
 redis.call('HSETNX', run, 'created_ms', time_ms)
 if #ARGV > FIELDS then redis.call('HSET', run, 'updated_ms', time_ms, unpack(ARGV, FIELDS)) end
 if phase == 'requested' then
