@@ -27,13 +27,15 @@ class StreamingProtocol(HttpToolsProtocol):
     send_timeout_s: ClassVar[float] = 20.0
     """A client that takes nothing of an answer for so long is cut off; event streams have their own clock."""
     request_timeout_s: ClassVar[float] = 30.0
-    """So long a connection may go without a whole request head, while no answer is under way."""
+    """So long a connection may go without a whole request head, or without more of a body that has begun."""
 
     _lost = False
     _when_lost: Callable[[], None] | None = None
     _head_bytes = 0
     """Since the last that was more than part of a head."""
     _request_timer: asyncio.TimerHandle | None = None
+    _whole = True
+    """No request is half read."""
     _send_timer: asyncio.TimerHandle | None = None
     _left = 0
     """Bytes of answers that the other side had not taken when the send timer was set."""
@@ -53,13 +55,20 @@ class StreamingProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Called by the parser."""
         self._head_bytes = 0
-        self._request_timer = _cancelled(self._request_timer)
+        self._await_request()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""
         self._head_bytes = 0
+        self._await_request()
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        self._whole = True
+        self._request_timer = _cancelled(self._request_timer)
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """An answer was written: called by its cycle."""
@@ -98,7 +107,10 @@ class StreamingProtocol(HttpToolsProtocol):
 
     def _request_is_late(self) -> None:
         self._request_timer = None
-        if not self._answers():
+        if self.flow.read_paused:
+            # It is not the other side that is late.
+            self._await_request()
+        elif not self._whole or not self._answers():
             self.transport.close()
 
     def _await_taken(self) -> None:
@@ -150,6 +162,7 @@ class StreamingProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins: called by the parser."""
+        self._whole = False
         super().on_message_begin()
         cast("dict[str, Any]", self.scope)["extensions"] = {DIRECT: self}
 

@@ -91,7 +91,8 @@ class Patience(StreamingProtocol):
 
 
 async def _large(_scope: Scope, receive: Receive, send: Send) -> None:
-    await receive()
+    while (await receive()).get("more_body"):
+        pass
     await send(
         {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % _LARGE)]}
     )
@@ -158,7 +159,15 @@ async def test_a_request_head_without_end_is_refused(head: bytes) -> None:
         writer.close()
 
 
-@pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nHost:"])
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHost:",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{",
+    ],
+)
 @pytest.mark.parametrize("before", [b"", REQUEST])
 async def test_a_request_that_is_never_whole_holds_no_connection(before: bytes, begun: bytes) -> None:
     async with _serving(Patience) as (port, _):
