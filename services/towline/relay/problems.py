@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from towline.contracts.errors import PayloadStoreAwayError
@@ -117,6 +117,11 @@ def on_http_exception(_request: Request, error: Exception) -> Response:
     return ProblemError(error.status_code, code, error.detail, headers=error.headers).response()
 
 
+def on_caller_left(_request: Request, _error: Exception) -> Response:
+    """Starlette's handler for a caller that leaves before its body is whole: nobody takes the answer."""
+    return ProblemError(400, "incomplete_body", "body: ended before it was whole").response()
+
+
 def on_bug(_request: Request, error: Exception) -> Response:
     """Starlette's handler for everything else."""
     _log.error("request_failed", exc_info=error)
@@ -127,6 +132,7 @@ HANDLERS: Final = {
     ProblemError: on_problem,
     RedisAwayError: on_redis_away,
     PayloadStoreAwayError: on_payload_store_away,
+    ClientDisconnect: on_caller_left,
     HTTPException: on_http_exception,
     Exception: on_bug,
 }

@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -273,6 +274,24 @@ async def test_a_stream_is_asked_for_its_head_alone_and_the_connection_is_free_a
         return any(line.startswith("towline_relay_clients{") and line.endswith(" 0.0") for line in lines)
 
     await eventually_async(nobody_is_left)
+
+
+async def test_a_caller_that_leaves_in_the_middle_of_a_body_is_no_error_of_the_relays(
+    start_relay: StartRelay, http: httpx.AsyncClient
+) -> None:
+    relay = start_relay()
+    address = urlsplit(relay.url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    writer.write(
+        b"POST /runs HTTP/1.1\r\nHost: 127.0.0.1\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n{"
+    )
+    await reader.readuntil(b"100 Continue\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+    # It was served after the one that left.
+    assert (await http.post(f"{relay.url}/runs", json={"run_type": "chat"})).status_code == 202
+    relay.stop()
+    assert "Traceback" not in (relay.data / "log").read_text()
 
 
 async def test_keys_give_roles_and_the_approver(
