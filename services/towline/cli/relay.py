@@ -54,6 +54,8 @@ def open_client(url: str) -> httpx.AsyncClient:
             base_url=url,
             headers={"Authorization": f"Bearer {token}"} if token else {},
             timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_TIMEOUT_S),
+            # Past a proxy of the environment, which has a loopback of its own.
+            mounts=dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]")),
         )
     except httpx.InvalidURL as error:
         raise CliError(f"TOWLINE_RELAY_URL {url!r} is no address: {error}") from error

@@ -53,6 +53,19 @@ def serve() -> Generator[Serve]:
         server.server_close()
 
 
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+async def test_a_relay_on_this_machine_is_reached_past_a_proxy(
+    serve: Serve, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    url = serve((200, "application/json", '{"runs": []}')).replace("127.0.0.1", name)
+
+    assert await relay.get_json(url, "/runs") == {"runs": []}
+
+
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 async def test_a_relay_that_answers_try_again_on_the_way_is_waited_for(serve: Serve, status: int) -> None:
     asked: list[str] = []
