@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from towline.dev import ports
 from towline.dev.part import PROBE_TIMEOUT_S, Part
@@ -15,6 +16,7 @@ from towline.dev.process import LineSink
 
 TOWLINE: tuple[str, ...] = (sys.executable, "-m", "towline.cli")
 """`towline`, in this process's environment."""
+_SCHEDULER_TLS: Final = frozenset({"TOWLINE_SCHEDULER_TLS_CERT", "TOWLINE_SCHEDULER_TLS_KEY"})
 
 
 class SchedulerPart(Part):
@@ -46,6 +48,10 @@ class SchedulerPart(Part):
     def own_ports(self) -> Sequence[int]:
         """The one."""
         return (self.port,)
+
+    def environment(self) -> Mapping[str, str]:
+        """This process's, without a certificate: it is reached in plain text, on this machine only."""
+        return {name: value for name, value in os.environ.items() if name not in _SCHEDULER_TLS}
 
     def command(self) -> Sequence[str]:
         """``towline scheduler``."""

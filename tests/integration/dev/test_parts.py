@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 import redis
+import trustme
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from tests.waiting import eventually
 
 from towline.contracts.kafka import ensure_topics
-from towline.contracts.settings import KafkaSettings
-from towline.dev import KafkaPart, ValkeyPart
+from towline.contracts.settings import KafkaSettings, SchedulerSettings
+from towline.dev import KafkaPart, SchedulerPart, ValkeyPart
 from towline.dev.errors import AddressInUseError
 from towline.dev.process import start_time
+from towline.testing import TestKitError, record
 
 
 async def test_kafka_has_its_address_and_its_records_after_a_kill(tmp_path: Path) -> None:
@@ -53,6 +55,22 @@ def test_valkey_has_its_address_and_its_data_after_a_clean_stop(tmp_path: Path) 
         valkey.restart()
         assert valkey.url == before
         assert redis.Redis.from_url(valkey.url).get("key") == b"kept"
+
+
+def test_the_scheduler_is_reached_in_plain_text_though_the_shell_has_a_certificate_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = trustme.CA().issue_cert("scheduler.example.org")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "tls.crt")
+    certificate.private_key_pem.write_to_path(tmp_path / "tls.key")
+    monkeypatch.setenv("TOWLINE_SCHEDULER_TLS_CERT", str(tmp_path / "tls.crt"))
+    monkeypatch.setenv("TOWLINE_SCHEDULER_TLS_KEY", str(tmp_path / "tls.key"))
+
+    with (
+        SchedulerPart(data=tmp_path / "scheduler") as scheduler,
+        pytest.raises(TestKitError, match="has no run no-such-run"),
+    ):
+        record(SchedulerSettings(address=scheduler.address), "no-such-run")
 
 
 def test_a_port_taken_by_a_stranger_is_named(tmp_path: Path) -> None:
