@@ -8,6 +8,7 @@ from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,6 +57,8 @@ class StackPlan:
     """Wanted ports by part; another one is taken if a wanted one is not free."""
     partitions: int | None = None
     """Instead of the contract's number of partitions a topic."""
+    scheduler_options: Sequence[str] = ()
+    """More of the command line of the scheduler, if it is started."""
 
 
 class Stack:
@@ -75,14 +78,14 @@ class Stack:
         self.addresses: dict[str, str] = dict(plan.given)
         self.infrastructure: list[Part] = []
         self.roles: list[Part] = []
-        for variable, part_class in (
-            ("TOWLINE_KAFKA_BOOTSTRAP", KafkaPart),
-            ("TOWLINE_REDIS_URL", ValkeyPart),
-            ("TOWLINE_SCHEDULER_ADDRESS", SchedulerPart),
+        scheduler = partial(SchedulerPart, options=plan.scheduler_options)
+        for variable, name, make in (
+            ("TOWLINE_KAFKA_BOOTSTRAP", "kafka", KafkaPart),
+            ("TOWLINE_REDIS_URL", "valkey", ValkeyPart),
+            ("TOWLINE_SCHEDULER_ADDRESS", "scheduler", scheduler),
         ):
             if variable not in plan.given:
-                name = part_class.__name__.removesuffix("Part").lower()
-                part = part_class(data=plan.data / name, port=plan.ports.get(name), sink=sink)
+                part = make(data=plan.data / name, port=plan.ports.get(name), sink=sink)
                 self.infrastructure.append(part)
                 self.addresses.update(part.addresses)
         for role in plan.roles:

@@ -19,7 +19,6 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from towline.contracts.settings import SchedulerSettings
-from towline.dev import SchedulerPart
 from towline.dev.stack import Stack, StackPlan
 from towline.testing.errors import TestKitError
 
@@ -41,8 +40,13 @@ class TestStack(Stack):
     @property
     def scheduler(self) -> SchedulerSettings:
         """How to reach its scheduler, for `towline.testing.record`."""
-        taskhub = self.plan.settings["TOWLINE_SCHEDULER_TASKHUB"]
-        return SchedulerSettings(address=self.scheduler_address, taskhub=taskhub)
+        prefix, environment = "TOWLINE_SCHEDULER_", self.environment()
+        given: dict[str, Any] = {
+            name: environment[f"{prefix}{name.upper()}"]
+            for name in SchedulerSettings.model_fields
+            if f"{prefix}{name.upper()}" in environment
+        }
+        return SchedulerSettings(**given)
 
     def skip_time(self, duration: timedelta) -> None:
         """Let `duration` pass for timers, timeouts and scheduled starts, at once.
@@ -53,11 +57,15 @@ class TestStack(Stack):
         """
         request = Duration()
         request.FromTimedelta(duration)
-        address = self.scheduler_address.removeprefix("http://")
-        with cast("Any", grpc).insecure_channel(address) as channel:
+        address, token = self.scheduler_address.removeprefix("http://"), self.scheduler.token
+        metadata = [] if token is None else [("authorization", f"Bearer {token.get_secret_value()}")]
+        # A proxy of the environment has a loopback of its own.
+        options = [("grpc.enable_http_proxy", 0)]
+        with cast("Any", grpc).insecure_channel(address, options=options) as channel:
             call = channel.unary_unary(_SKIP_TIME)
             try:
-                Timestamp.FromString(call(request.SerializeToString(), timeout=_SKIP_TIMEOUT_S))
+                answer = call(request.SerializeToString(), metadata=metadata, timeout=_SKIP_TIMEOUT_S)
+                Timestamp.FromString(answer)
             except grpc.RpcError as error:
                 raise TestKitError(
                     f"the scheduler at {address} does not skip time: it must be Towline's own with "
@@ -93,9 +101,6 @@ def running_stack(
         given = {variable: environ[variable] for variable in _ADDRESSES if environ.get(variable)}
         if backend == "containers":
             given |= exits.enter_context(_containers(environ, given))
-        if "TOWLINE_SCHEDULER_ADDRESS" not in given:
-            scheduler = SchedulerPart(data=data / "scheduler", options=("--test-clock",))
-            given["TOWLINE_SCHEDULER_ADDRESS"] = exits.enter_context(scheduler).address
         plan = StackPlan(
             data=data,
             app=app,
@@ -106,6 +111,7 @@ def running_stack(
                 **(settings or {}),
             },
             partitions=_PARTITIONS,
+            scheduler_options=("--test-clock",),
         )
         stack = TestStack(plan)
         exits.callback(stack.stop)
