@@ -88,7 +88,8 @@ class Requests:
         except SchedulerRefusedError as error:
             kind = "input_too_large" if error.too_large else "refused_by_scheduler"
             return await self._reject(event, ErrorInfo(type=kind, message=f"the scheduler refused: {error}"))
-        metrics.runs_accepted.add(1, {"run_type": start.run_type})
+        waits = start.start_at is not None and start.start_at > self._answers.now()
+        metrics.runs_accepted.add(1, {"run_type": start.run_type, "starts": "later" if waits else "now"})
         logger.info("run_accepted", extra={"run_id": run_id, "run_type": start.run_type})
         return DONE
 

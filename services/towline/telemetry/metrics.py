@@ -88,7 +88,8 @@ class Metric:
 
 METRICS: Final[Mapping[MetricName, Metric]] = {
     "towline.bridge.runs_accepted": Metric(
-        "counter", "{run}", "bridge", ("run_type",), "Runs handed to the scheduler."
+        "counter", "{run}", "bridge", ("run_type", "starts"),
+        "Runs handed to the scheduler, to start now or (start_at) later.",
     ),
     "towline.bridge.answers": Metric(
         "counter", "{event}", "bridge", ("type", "reason"), "Events that the bridge published itself."

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -228,6 +230,18 @@ def test_each_role_has_its_metrics_over_http_and_no_label_names_a_run(review: Re
         assert names <= {prometheus_name(name) for name in METRICS}
         assert expected & names
         assert review.run_id not in text
+
+
+def test_a_run_that_starts_later_is_told_from_those_that_start_now(review: Review) -> None:
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    body = {"run_type": "archive", "input": "abc", "run_id": f"later-{uuid4().hex[:6]}", "start_at": later}
+    assert httpx.post(f"{review.stack.relay_url}/runs", json=body).status_code == 202
+
+    def accepted() -> set[str]:
+        text = httpx.get(f"http://127.0.0.1:{review.stack['bridge'].own_ports()[0]}/metrics").text
+        return set(re.findall(r'runs_accepted_total\{.*starts="(\w+)"', text))
+
+    eventually(lambda: accepted() == {"now", "later"}, "the alert leaves out what starts later")
 
 
 def test_the_lookup_of_a_run_links_to_its_trace(review: Review) -> None:
