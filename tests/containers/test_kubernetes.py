@@ -31,7 +31,12 @@ KUBERNETES = "1.32"
 KEDA = "github.com/kedacore/keda/v2@v2.18.0"
 KUSTOMIZE = "sigs.k8s.io/kustomize/kustomize/v5@v5.7.1"
 WORKLOADS = {"Deployment", "StatefulSet", "Job"}
-FOREIGN_VARIABLES = {"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "OPENAI_API_KEY", "OTEL_EXPORTER_OTLP_ENDPOINT"}
+FOREIGN_VARIABLES = {
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+    "OPENAI_API_KEY",
+    "OPENAI_MODEL",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+}
 Document = dict[str, Any]
 
 

@@ -5,10 +5,40 @@ OpenAI's client is imported where it is used: it takes a second, and every proce
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import pytest
+import yaml
 
 from examples.models import ModelSetupError, chat_client
 from towline.testing.scripted import ScriptedChatClient
+
+ROOT = Path(__file__).parents[3]
+
+
+def passed_on(variables: Mapping[str, str]) -> list[dict[str, str]]:
+    """What a worker in compose, and one in Kubernetes, has of `variables`."""
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["worker"]["environment"]
+    deployments = yaml.safe_load_all((ROOT / "deploy" / "kubernetes" / "base" / "worker.yaml").read_text())
+    pod = next(one for one in deployments if one["kind"] == "Deployment")["spec"]["template"]["spec"]
+    in_pod = {variable["name"] for variable in pod["containers"][0]["env"]}
+    return [
+        {name: value for name, value in variables.items() if name in names} for names in (compose, in_pod)
+    ]
+
+
+def test_a_key_and_a_model_choose_the_real_one_in_containers_too() -> None:
+    from agent_framework_openai import OpenAIChatClient
+
+    for environ in passed_on({"OPENAI_API_KEY": "k", "OPENAI_MODEL": "some-model"}):
+        assert isinstance(chat_client(environ), OpenAIChatClient)
+
+
+def test_compose_has_a_way_back_to_the_scripted_model_for_who_has_a_key_in_the_shell() -> None:
+    environ = passed_on({"OPENAI_API_KEY": "k", "EXAMPLES_MODEL": "offline"})[0]
+
+    assert isinstance(chat_client(environ), ScriptedChatClient)
 
 
 def test_nothing_set_means_the_scripted_model() -> None:
