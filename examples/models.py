@@ -13,9 +13,11 @@ The first row whose first variable is set wins; `EXAMPLES_MODEL` (`offline`, `op
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from agent_framework import BaseChatClient
@@ -57,7 +59,7 @@ def _azure(environ: Mapping[str, str]) -> ChatClient:
     client = _load("agent_framework_openai", "OpenAIChatClient", "openai")
     model = _first(environ, "AZURE_OPENAI_CHAT_MODEL", "AZURE_OPENAI_MODEL")
     key = environ.get("AZURE_OPENAI_API_KEY")
-    identity = {"api_key": key} if key else {"credential": _azure_identity()}
+    identity = {"api_key": key} if key else {"credential": _azure_token()}
     return client(model=model, azure_endpoint=_first(environ, "AZURE_OPENAI_ENDPOINT"), **identity)
 
 
@@ -65,7 +67,7 @@ def _foundry(environ: Mapping[str, str]) -> ChatClient:
     return _load("agent_framework_foundry", "FoundryChatClient", "agent-framework")(
         project_endpoint=_first(environ, "FOUNDRY_PROJECT_ENDPOINT"),
         model=_first(environ, "FOUNDRY_MODEL"),
-        credential=_azure_identity(),
+        credential=_foundry_identity(),
     )
 
 
@@ -108,7 +110,17 @@ def _first(environ: Mapping[str, str], *names: str) -> str:
     raise ModelSetupError(f"set {' or '.join(names)} for this model, or EXAMPLES_MODEL=offline")
 
 
-def _azure_identity() -> Any:
+def _azure_token() -> Callable[[], Awaitable[str]]:
+    """Gives a token of the identity that is signed in. Not by azure-identity's aio, which needs aiohttp."""
+    from azure.identity import DefaultAzureCredential, get_bearer_token_provider
+
+    token = get_bearer_token_provider(
+        DefaultAzureCredential(), "https://cognitiveservices.azure.com/.default"
+    )
+    return partial(asyncio.to_thread, token)  # it may take seconds, in which no other agent should wait
+
+
+def _foundry_identity() -> Any:
     from azure.identity.aio import DefaultAzureCredential
 
     return DefaultAzureCredential()

@@ -69,6 +69,23 @@ def test_an_azure_endpoint_chooses_azure() -> None:
     assert client.model == "some-deployment"
 
 
+async def test_an_azure_endpoint_without_a_key_asks_the_identity_that_is_signed_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from agent_framework.exceptions import ChatClientException
+    from agent_framework_openai import OpenAIChatClient
+
+    environ = {"AZURE_OPENAI_ENDPOINT": "https://example.invalid/", "AZURE_OPENAI_MODEL": "some-deployment"}
+    assert isinstance(chat_client(environ), OpenAIChatClient)
+
+    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "EnvironmentCredential")  # the others take their time
+    for name in ("AZURE_CLIENT_ID", "AZURE_TENANT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    client = chat_client(environ)
+    with pytest.raises(ChatClientException, match="EnvironmentCredential"):  # nobody is, here
+        await client.get_response("hello")
+
+
 def test_offline_can_be_forced() -> None:
     environ = {"OPENAI_API_KEY": "k", "OPENAI_MODEL": "m", "EXAMPLES_MODEL": "offline"}
 
