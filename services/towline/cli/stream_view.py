@@ -20,8 +20,8 @@ class StreamView:
         self._run_id = run_id
         self._open_turn: tuple[str, str] | None = None
         """Agent and turn whose tokens are on the line that is not ended yet."""
-        self._shown: set[tuple[str, str]] = set()
-        """Turns whose tokens were written, so that their message is not."""
+        self._texts: dict[tuple[str, str], str] = {}
+        """What was written of each turn, so that its message adds only what is missing."""
 
     def text(self, kind: str, data: Mapping[str, Any]) -> str:
         """What to write for one entry."""
@@ -51,20 +51,24 @@ class StreamView:
         return self._close()
 
     def _token(self, data: Mapping[str, Any]) -> str:
-        turn = _turn(data)
-        text = clean(str(data.get("text", "")))
+        turn, text = _turn(data), str(data.get("text", ""))
+        have = self._texts.get(turn, "")
+        if data.get("offset", len(have)) != len(have):
+            return ""  # not the next one: the message will have it
+        self._texts[turn] = have + text
         if turn == self._open_turn:
-            return text
+            return clean(text)
         before = self._close()
         self._open_turn = turn
-        self._shown.add(turn)
-        return f"{before}{turn[0]}> {text}"
+        return f"{before}{turn[0]}> {clean(text)}"
 
     def _message(self, data: Mapping[str, Any]) -> str:
-        turn = _turn(data)
-        if turn in self._shown:
-            return self._close() if turn == self._open_turn else ""
-        return self._line(f"{turn[0]}> {clean(str(data.get('text', '')))}")
+        turn, text = _turn(data), str(data.get("text", ""))
+        have = self._texts.get(turn)
+        self._texts[turn] = text
+        if turn == self._open_turn and have is not None and text.startswith(have):
+            return f"{clean(text[len(have) :])}{self._close()}"
+        return "" if have == text else self._line(f"{turn[0]}> {clean(text)}")
 
     def _tool_call(self, data: Mapping[str, Any]) -> str:
         arguments = data.get("arguments")
@@ -73,9 +77,9 @@ class StreamView:
 
     def _reset(self, data: Mapping[str, Any]) -> str:
         if "turn" in data:
-            self._shown.discard(_turn(data))
+            self._texts.pop(_turn(data), None)
             return self._line(f"({_turn(data)[0]} begins this turn again: what it said before is void)")
-        self._shown.clear()
+        self._texts.clear()
         return self._line("(the stream begins again: what was shown before is void)")
 
     def _status(self, data: Mapping[str, Any]) -> str:

@@ -15,8 +15,11 @@ def shown(*entries: tuple[str, dict[str, Any]]) -> str:
     return "".join(view.text(kind, data) for kind, data in entries) + view.end()
 
 
-def token(text: str, agent: str = "Writer", turn: str = "1") -> tuple[str, dict[str, Any]]:
-    return "token", {"agent": agent, "turn": turn, "attempt": 1, "text": text}
+def token(
+    text: str, agent: str = "Writer", turn: str = "1", offset: int | None = None
+) -> tuple[str, dict[str, Any]]:
+    at = {} if offset is None else {"offset": offset}
+    return "token", {"agent": agent, "turn": turn, "attempt": 1, "text": text, **at}
 
 
 def test_the_tokens_of_a_turn_are_one_line() -> None:
@@ -26,6 +29,20 @@ def test_the_tokens_of_a_turn_are_one_line() -> None:
 
 def test_a_message_without_tokens_is_shown_whole() -> None:
     assert shown(("message", {"agent": "Writer", "turn": "1", "text": "Hello"})) == "Writer> Hello\n"
+
+
+def test_what_no_token_brought_comes_with_the_message() -> None:
+    message = ("message", {"agent": "Writer", "turn": "1", "text": "Hello world"})
+    assert shown(token("Hello", offset=0), message) == "Writer> Hello world\n"
+    assert shown(token("Hello", offset=0), token("b", turn="2"), message) == (
+        "Writer> Hello\nWriter> b\nWriter> Hello world\n"
+    )
+
+
+def test_a_token_that_is_not_the_next_one_is_left_to_the_message() -> None:
+    message = ("message", {"agent": "Writer", "turn": "1", "text": "Hello world"})
+    assert shown(token("Hello", offset=0), token("orld", offset=7), message) == "Writer> Hello world\n"
+    assert shown(token("orld", offset=7), message) == "Writer> Hello world\n"
 
 
 def test_turns_side_by_side_are_told_apart() -> None:
