@@ -46,6 +46,9 @@ def init_secrets(
     except OSError as error:
         warn(f"towline init-secrets: {error}")
         raise typer.Exit(1) from None
+    except ModuleNotFoundError as error:
+        warn(f"towline init-secrets needs {error.name}: pip install 'towline[relay]'")
+        raise typer.Exit(1) from None
     for path in made:
         Printer.line(f"made {path}")
 

@@ -170,3 +170,14 @@ def test_a_token_may_be_in_a_file(
     assert read() == "secret"
     monkeypatch.setenv("TOWLINE_SCHEDULER_TOKEN", "given")
     assert read() == "given"
+
+
+def test_secrets_without_what_makes_them_say_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+
+    done = CliRunner().invoke(app, ["init-secrets", str(tmp_path)], catch_exceptions=False)
+
+    assert done.exit_code == 1
+    assert done.stderr == "towline init-secrets needs cryptography: pip install 'towline[relay]'\n"
