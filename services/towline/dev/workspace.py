@@ -12,11 +12,12 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final, cast
 
 from towline.dev.errors import AlreadyRunningError
 from towline.dev.process import PidFile
 
+_HIGHEST_PORT: Final = 65_535
 _TEMPORARY: Final = "towline-dev-"
 _TEMPORARY_AGE_S: Final = 60.0
 """A younger folder may be one whose owner has not locked it yet."""
@@ -34,14 +35,15 @@ class Workspace:
         return [file.parent.name for file in files if PidFile(file).stop_leftover() is not None]
 
     def last_ports(self) -> dict[str, int]:
-        """Ports of the last stack on this folder, by part."""
+        """Ports of the last stack on this folder, by part; what is none is left out."""
         try:
             recorded: object = json.loads(self._ports_file.read_text())
         except (OSError, ValueError):
             return {}
         if not isinstance(recorded, dict):
             return {}
-        return {str(name): port for name, port in recorded.items() if isinstance(port, int)}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        found = cast("dict[str, Any]", recorded).items()
+        return {name: port for name, port in found if type(port) is int and 0 < port <= _HIGHEST_PORT}
 
     def remember_ports(self, ports: Mapping[str, int]) -> None:
         """Record the ports for the next stack on this folder."""

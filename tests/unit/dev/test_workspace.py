@@ -31,7 +31,10 @@ def test_a_temporary_folder_is_gone_at_the_end() -> None:
     assert not workspace.path.exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"kafka": "x"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"kafka": "x", "relay": 70000, "valkey": 0, "worker": -1, "bridge": true}'],
+)
 def test_a_damaged_ports_file_is_no_ports(tmp_path: Path, content: str) -> None:
     (tmp_path / "ports.json").write_text(content)
     with open_workspace(tmp_path) as workspace:
