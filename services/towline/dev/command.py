@@ -15,10 +15,10 @@ import typer
 
 from towline.contracts.errors import TowlineError
 from towline.dev.console import Console, LogLines
-from towline.dev.errors import DevError
+from towline.dev.errors import DevError, UnusablePathError
 from towline.dev.stack import ADDRESS_VARIABLES, Stack, StackPlan
 from towline.dev.supervisor import Supervisor
-from towline.dev.workspace import Workspace, env_lines, open_workspace, write_atomically
+from towline.dev.workspace import Workspace, check_writable, env_lines, open_workspace, write_atomically
 
 app = typer.Typer(help="The whole stack on this machine.", pretty_exceptions_enable=False)
 
@@ -99,7 +99,7 @@ def _serve(
     workspace: Workspace, console: Console, app_path: str, env_file: Path | None, *, free_ports: bool
 ) -> None:
     if env_file is not None:
-        env_file.unlink(missing_ok=True)  # of an earlier stack, with its addresses
+        _clear_away(env_file)
     for name in workspace.stop_leftovers():
         console.line("dev", f"stopped {name}, left by a towline dev that was killed")
     plan = StackPlan(
@@ -123,6 +123,15 @@ def _serve(
     finally:
         if env_file is not None:
             env_file.unlink(missing_ok=True)
+
+
+def _clear_away(env_file: Path) -> None:
+    """Remove what an earlier stack left, with its addresses; a file that cannot be written is told now."""
+    try:
+        env_file.unlink(missing_ok=True)
+        check_writable(env_file.absolute().parent)
+    except OSError as error:
+        raise UnusablePathError("--env-file", env_file, error) from None
 
 
 async def _supervise(supervisor: Supervisor) -> None:

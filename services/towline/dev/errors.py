@@ -7,6 +7,7 @@ DevError
 ├── AddressInUseError     a part's port is taken by a process that is not ours
 ├── WrongSettingError     a TOWLINE_* variable holds what it may not
 ├── PartFailedError       a part ended or was not ready in time (carries its last lines)
+├── UnusablePathError     a folder or file that was named cannot be written
 └── AlreadyRunningError   another `towline dev` uses the same data folder
 ```
 """
@@ -71,6 +72,14 @@ class PartFailedError(DevError):
         super().__init__(f"{part} {what}{'; its last lines:' if tail else ''}{tail}")
         self.part = part
         self.last_lines = tuple(last_lines)
+
+
+class UnusablePathError(DevError):
+    """A folder or file that was named on the command line cannot be written."""
+
+    def __init__(self, option: str, path: Path, error: OSError) -> None:
+        fix = "name one in a folder that is there and yours"
+        super().__init__(f"{option} {path}: cannot be written ({error.strerror}): {fix}")
 
 
 class AlreadyRunningError(DevError):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
-from towline.dev.errors import AlreadyRunningError
+from towline.dev.errors import AlreadyRunningError, UnusablePathError
 from towline.dev.process import PidFile
 
 _HIGHEST_PORT: Final = 65_535
@@ -60,9 +60,14 @@ def open_workspace(data: Path | None) -> Generator[Workspace]:
 
     Raises:
         AlreadyRunningError: Another process has it open.
+        UnusablePathError: It cannot be made, or not be written.
     """
     if data is not None:
-        data.mkdir(parents=True, exist_ok=True)
+        try:
+            data.mkdir(parents=True, exist_ok=True)
+            check_writable(data)
+        except OSError as error:
+            raise UnusablePathError("--data", data, error) from None
         with _locked(data.absolute()):
             yield Workspace(data.absolute())
         return
@@ -73,6 +78,16 @@ def open_workspace(data: Path | None) -> Generator[Workspace]:
             yield Workspace(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make and remove a file in `folder`.
+
+    Raises:
+        OSError: It cannot be done.
+    """
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def write_atomically(path: Path, text: str) -> None:

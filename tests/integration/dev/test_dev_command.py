@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Generator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from towline.contracts.client import Run, TowlineClient
 from towline.contracts.events import ApprovalRequested, RunCompleted
 from towline.contracts.settings import KafkaSettings
 from towline.dev import ports
+from towline.dev.roles import TOWLINE
 
 ARTICLE = {"topic": "tides", "max_review_attempts": 3, "approval_timeout_seconds": 600}
 PARTS = {"kafka", "valkey", "scheduler", "bridge", "worker", "relay"}
@@ -81,6 +83,28 @@ def test_a_second_one_on_the_same_folder_is_refused_in_one_line(dev: DevProcess)
     assert (
         line == f"towline dev: another towline dev runs on {dev.data}: stop it, or give --data another folder"
     )
+
+
+@pytest.mark.parametrize("option", ["--data", "--env-file"])
+@pytest.mark.parametrize("path", ["a-file/x", "/proc/x"])
+def test_a_path_that_cannot_be_written_is_named_before_anything_is_started(
+    option: str, path: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a-file").touch()
+    target = str(tmp_path / path)
+
+    done = subprocess.run(
+        [*TOWLINE, "dev", "--free-ports", option, target],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"towline dev: {option} {target}: cannot be written (")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
 
 
 async def test_after_a_kill_it_carries_on_with_the_same_data_and_a_stop_leaves_nothing(
