@@ -110,6 +110,8 @@ def _serve(
         ports=({} if free_ports else USUAL_PORTS) | workspace.last_ports(),
     )
     stack = Stack(plan, sink=console.line)
+    if env_file is not None:
+        env_lines(stack.addresses)  # one that a file cannot carry is told before anything is started
 
     def on_ready() -> None:
         workspace.remember_ports(stack.ports())
@@ -139,9 +141,16 @@ async def _supervise(supervisor: Supervisor) -> None:
     await supervisor.run()
 
 
+def _shown(name: str, stack: Stack) -> str:
+    """An address; of a Redis that was given with a password or certificate, that there is one."""
+    value = stack.addresses[name]
+    is_secret = name == "TOWLINE_REDIS_URL" and name in stack.plan.given and ("@" in value or "?" in value)
+    return "********" if is_secret else value
+
+
 def summary(stack: Stack, env_file: Path | None) -> str:
     """What a person wants to know once all is ready."""
-    addresses = "\n".join(f"  {name}={value}" for name, value in sorted(stack.addresses.items()))
+    addresses = "\n".join(f"  {name}={_shown(name, stack)}" for name in sorted(stack.addresses))
     relay = stack.addresses.get("TOWLINE_RELAY_URL")
     # Absolute: most shells look for a file without a folder on the PATH.
     first = [f"set -a; . {quote(str(env_file.absolute()))}; set +a"] if env_file is not None else []

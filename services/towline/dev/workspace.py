@@ -103,11 +103,14 @@ def env_lines(addresses: Mapping[str, str]) -> str:
     """`addresses` as ``NAME=value`` lines, for ``docker --env-file``, dotenv and ``set -a; . FILE``.
 
     Raises:
-        ValueError: A value that these readers would not read alike.
+        ValueError: A value that these readers would not read alike. It is not shown: it may hold a password.
     """
     for name, value in addresses.items():
         if any(character in value for character in "\n\r'\"`$\\ "):
-            raise ValueError(f"{name} holds a character that an env file cannot carry: {value!r}")
+            raise ValueError(
+                f"{name} holds a quote, blank, $, ` or \\, which an env file cannot carry: "
+                "write it in a URL as %24 and so on, or leave --env-file out"
+            )
     return "".join(f"{name}={value}\n" for name, value in sorted(addresses.items()))
 
 
