@@ -1,5 +1,6 @@
 """`towline`, the command line."""
 
+import errno
 import io
 import os
 import sys
@@ -26,6 +27,14 @@ def main() -> None:
         from towline.cli.app import run
 
         run()
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise
+        # What is still to be written would fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(
+            f"towline: the output cannot be written: {error.strerror}: make room for it"
+        ) from None
     except KeyboardInterrupt:  # while modules are loaded; later each command has its own way
         raise SystemExit(_INTERRUPTED) from None
     except ModuleNotFoundError as error:

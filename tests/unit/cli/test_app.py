@@ -168,6 +168,17 @@ def test_text_that_standard_output_cannot_show_is_escaped_and_stays_json() -> No
     assert values["TOWLINE_KAFKA_TOPIC_PREFIX"] == "zoë."
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here is always full")
+@pytest.mark.parametrize("command", ["settings", "settings --json", "--help", "dead-letters --help"])
+def test_a_full_disk_under_the_output_is_one_line(command: str) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m towline.cli {command} > /dev/full"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert done.stderr.startswith("towline: the output cannot be written: No space left")
+
+
 def test_an_interrupt_while_modules_are_loaded_is_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
