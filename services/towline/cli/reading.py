@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 
 import typer
 
@@ -18,6 +18,9 @@ from towline.cli.run import execute
 from towline.cli.topics import read
 from towline.contracts.events import TopicName
 from towline.contracts.settings import KafkaSettings
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Follow: TypeAlias = Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones until Ctrl-C.")]
 Last: TypeAlias = Annotated[int, typer.Option("--last", "-n", min=0, help="How many of those there are.")]
@@ -59,6 +62,8 @@ def runs(
 
 
 async def _runs(status: str | None, limit: int, *, as_json: bool) -> None:
+    from rich.console import Console
+
     from towline.cli import relay  # as in `towline.cli.following`
 
     url = await relay.find()
@@ -76,7 +81,8 @@ async def _runs(status: str | None, limit: int, *, as_json: bool) -> None:
     asks: dict[str, list[str]] = {}
     for ask in await _listed(url, "approvals", {"limit": 200}):
         asks.setdefault(str(ask.get("run_id")), []).append(str(ask.get("approval_id")))
-    _print_table(found, asks)
+    # A pipe has no width: one line a run.
+    Console(width=None if sys.stdout.isatty() else 200).print(table(found, asks))
 
 
 async def _listed(url: str, name: str, params: Mapping[str, str | int]) -> list[dict[str, Any]]:
@@ -88,19 +94,18 @@ async def _listed(url: str, name: str, params: Mapping[str, str | int]) -> list[
     return cast("list[dict[str, Any]]", answer[name])
 
 
-def _print_table(found: list[dict[str, Any]], asks: Mapping[str, list[str]]) -> None:
-    from rich.console import Console
+def table(found: list[dict[str, Any]], asks: Mapping[str, list[str]]) -> Table:
+    """Runs as the relay lists them, and by run what it asks for; ids are whole at any width."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("updated", box=None, header_style="bold", pad_edge=False)
-    table.add_column("run_id", no_wrap=True, overflow="fold")
+    shown = Table("updated", box=None, header_style="bold", pad_edge=False)
+    shown.add_column("run_id", no_wrap=True, overflow="fold")
     for name in ("run_type", "status", "asks for"):
-        table.add_column(name)
+        shown.add_column(name, overflow="fold")  # by what an ask is named here it is approved
     for run in found:
         run_id = str(run.get("run_id"))
         updated = datetime.fromtimestamp(run.get("updated_ms", 0) / 1000, UTC)
         cells = (run_id, run.get("run_type") or "", run.get("status") or "", ", ".join(asks.get(run_id, [])))
-        table.add_row(clock(updated), *(Text(printable(str(cell))) for cell in cells))
-    # A pipe has no width: one line a run.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        shown.add_row(clock(updated), *(Text(printable(str(cell))) for cell in cells))
+    return shown

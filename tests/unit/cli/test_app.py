@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from uuid import UUID
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from towline.cli import roles, settings_table
+from towline.cli import reading, roles, settings_table
 from towline.cli.app import app
 
 ROOT = Path(__file__).parents[3]
@@ -177,6 +180,15 @@ def test_a_full_disk_under_the_output_is_one_line(command: str) -> None:
     )  # fmt: skip
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
     assert done.stderr.startswith("towline: the output cannot be written: No space left")
+
+
+def test_an_ask_is_shown_whole_in_a_narrow_window() -> None:
+    run_id, width = str(UUID(int=1)), 80
+    run = {"run_id": run_id, "run_type": "greet", "status": "running", "updated_ms": 0}
+    shown = io.StringIO()
+    Console(width=width, file=shown).print(reading.table([run], {run_id: ["HumanApproval~2"]}))
+    columns = [line.split() for line in shown.getvalue().splitlines()[1:]]
+    assert "".join(line[-1] for line in columns) == "HumanApproval~2"
 
 
 def test_an_interrupt_while_modules_are_loaded_is_no_traceback(tmp_path: Path) -> None:
