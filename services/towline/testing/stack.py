@@ -82,7 +82,7 @@ def running_stack(
     environ: Mapping[str, str],
     settings: Mapping[str, str] | None = None,
 ) -> Generator[TestStack]:
-    """A stack with `app` on it, under a topic prefix and task hub of its own.
+    """A stack with `app` on it, under a topic prefix, task hub and Redis key prefix of its own.
 
     Args:
         app: ``module:attr``, as for ``towline worker --app``.
@@ -108,6 +108,7 @@ def running_stack(
             settings={
                 "TOWLINE_KAFKA_TOPIC_PREFIX": f"test-{name}.",
                 "TOWLINE_SCHEDULER_TASKHUB": f"test-{name}",
+                "TOWLINE_REDIS_KEY_PREFIX": f"towline-test-{name}:",
                 **(settings or {}),
             },
             partitions=_PARTITIONS,

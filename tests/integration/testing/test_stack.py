@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
+import httpx
 import pytest
 import trustme
+from tests.waiting import eventually
 
 from towline.testing import TestKitError, record
 from towline.testing.stack import running_stack
@@ -42,3 +45,18 @@ def test_a_stack_starts_skips_time_and_is_recorded_whatever_another_scheduler_as
         if "http_proxy" not in exported:  # the SDK's client goes by gRPC's own rules
             with pytest.raises(TestKitError, match="has no run no-such-run"):
                 record(stack.scheduler, "no-such-run")
+
+
+def test_each_session_has_keys_of_its_own_in_a_redis_that_it_is_given(
+    kafka: str, valkey: str, tmp_path: Path
+) -> None:
+    environ = {"TOWLINE_KAFKA_BOOTSTRAP": kafka, "TOWLINE_REDIS_URL": valkey}
+    run_id = f"r-{uuid4().hex}"
+    with running_stack(APP, data=tmp_path / "first", environ=environ) as first:
+        body = {"run_type": "greet", "input": "Ann", "run_id": run_id}
+        assert httpx.post(f"{first.relay_url}/runs", json=body).status_code == 202
+        eventually(lambda: httpx.get(f"{first.relay_url}/runs/{run_id}").status_code == 200, "it is listed")
+
+    with running_stack(APP, data=tmp_path / "second", environ=environ) as second:
+        assert httpx.get(f"{second.relay_url}/runs").json()["runs"] == []
+        assert httpx.get(f"{second.relay_url}/runs/{run_id}").status_code == 404
