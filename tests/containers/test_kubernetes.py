@@ -252,6 +252,14 @@ def test_what_is_scaled_exists_and_is_measured_by_names_that_exist(overlay: str)
                 assert measured
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_applying_the_manifests_again_leaves_the_number_of_pods_to_what_scales_them(overlay: str) -> None:
+    scaled = {one["spec"]["scaleTargetRef"]["name"] for one in named(overlay, "ScaledObject").values()}
+    assert scaled
+    for name, deployment in named(overlay, "Deployment").items():
+        assert ("replicas" in deployment["spec"]) == (name not in scaled), name
+
+
 def test_azure_needs_no_secret_of_the_scheduler() -> None:
     config = next(iter(named("azure", "ConfigMap").values()))["data"]
     assert config["TOWLINE_SCHEDULER_CREDENTIAL"] == "azure"
