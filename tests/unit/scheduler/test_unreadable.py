@@ -11,6 +11,7 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 from tests.unit.scheduler.test_store import answer, attached, given, raise_event, raised, start
 from tests.waiting import eventually_async
 
+from towline.scheduler.engine import control
 from towline.scheduler.engine.model import Timer
 from towline.scheduler.server.runtime import Runtime
 from towline.scheduler.server.timers import Timers
@@ -74,3 +75,47 @@ async def test_timers_fire_although_the_file_could_not_be_read_for_a_moment(
             await eventually_async(lambda: "timers.not_read" in caplog.messages, "it cannot be read")
         await eventually_async(lambda: fired, "it fires", timeout_s=3)
         timers.close()
+
+
+async def test_a_child_that_fails_while_its_parent_cannot_be_read_tells_it_when_it_can(
+    opened: tuple[Runtime, sqlite3.Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was failed by half: in the file it had ended, and its parent waited for ever."""
+    runtime, writer = opened
+    monkeypatch.setattr("towline.scheduler.server.handouts._READ_AGAIN_S", 0.05)
+    stream = attached(runtime)
+    hub = runtime.hub("h")
+    await start(runtime, "run")
+    (turn,) = given(runtime, stream)
+    child = pb.CreateSubOrchestrationAction(instanceId="child", name="x")
+    answer(runtime, turn, pb.OrchestratorAction(id=1, createSubOrchestration=child))
+    await runtime.journal.commit()
+    (turn,) = given(runtime, stream)
+    answer(runtime, turn)
+    for _ in range(2):  # more than fits into a work item with what was before
+        runtime.change(
+            lambda changes, world, now: control.raise_event(
+                changes, world, hub, "child", "e", "x" * 3_000_000, now
+            )
+        )
+        await runtime.journal.commit()
+    (turn,) = given(runtime, stream)
+    answer(runtime, turn)
+    for other in ("one", "two", "three"):
+        await start(runtime, other)
+    await runtime.journal.commit()
+    assert runtime.world.known_instance(hub, "run") is None, "it is in the file only"
+    assert runtime.world.instance(hub, "child") is not None
+
+    with unreadable(writer, "instance"):
+        given(runtime, stream)
+    await start(runtime, "four")
+    await eventually_async(
+        lambda: any(
+            event.HasField("subOrchestrationInstanceFailed")
+            for item in given(runtime, stream)
+            for event in item.orchestratorRequest.newEvents
+        ),
+        "the parent is told",
+        timeout_s=5,
+    )

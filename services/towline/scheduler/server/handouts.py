@@ -63,7 +63,11 @@ class Handouts:
             return None
         if (instance.name, instance.version or "") != (work.name, work.version):
             return None  # the id was used again, for what this worker may not take: that is queued by itself
+        # All that this may need, before anything is changed: a turn too large for a work item fails its
+        # instance, of which the parent is told.
         runtime.world.load_history(instance)
+        if instance.parent is not None:
+            runtime.world.instance(instance.hub, instance.parent.instance_id)
         token = runtime.tokens.turn()
         data = runtime.change_quietly(
             lambda changes, now: turns.begin(changes, runtime.world, instance, token, now)
