@@ -10,6 +10,8 @@ from typing import Any, Final, Literal, cast
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
+from towline.contracts.events import Name, RunId
+
 ENVELOPE_KEY: Final = "$towline"
 INPUT_KEY: Final = "input"
 
@@ -31,9 +33,9 @@ class RunEnvelope(_Durable):
     """What a run carries besides its input. Travels as ``{"$towline": {...}, "input": ...}``."""
 
     version: Literal[1] = 1
-    run_id: str
+    run_id: RunId
     """The run as the world knows it: for a child orchestration that of its root."""
-    run_type: str
+    run_type: Name
     role: Literal["run", "child"] = "run"
     request_id: str | None = None
     """CloudEvents id of the request."""
@@ -72,7 +74,7 @@ class RaisedCommand(_Durable):
     command_id: str
     """CloudEvents id of the command; its answer's event id ends in it. The book drops repeats."""
     kind: Literal["decision", "event"]
-    name: str
+    name: Name
     """approval_id of a decision; name of a raised event."""
     approved: bool | None = None
     feedback: str | None = None
@@ -94,10 +96,10 @@ class CancelCommand(_Durable):
 class ChildAsk(_Durable):
     """A child's ask, made known to the root run so that it can route the decision."""
 
-    approval_id: str
+    approval_id: Name
     instance_id: str
     phase: Literal["requested", "resolved"] = Field(default="requested")
-    name: str | None = None
+    name: Name | None = None
     """Name of the external event that also answers it."""
     answered: list[str] = Field(default_factory=list[str])
     """With `resolved`: ids of the commands that the child has answered."""

@@ -11,6 +11,7 @@ import pytest
 from agent_framework_durabletask import DurableAIAgentOrchestrationContext
 from durabletask import task
 from durabletask.task import when_all, when_any
+from pydantic import BaseModel
 from tests.unit.worker.simulator import (
     START,
     Simulator,
@@ -26,7 +27,7 @@ from tests.unit.worker.simulator import (
 )
 
 from towline.contracts import events as told_events
-from towline.contracts.durable import RunEnvelope, unwrap_input
+from towline.contracts.durable import ChildAsk, RaisedCommand, RunEnvelope, unwrap_input
 from towline.contracts.events import RunCompleted, RunFailed
 from towline.worker.errors import AgentRunError, RunCancelled
 
@@ -472,6 +473,31 @@ def test_mail_of_the_host_s_that_is_none_is_passed_over(name: str, data: Any) ->
     assert run.turn(raised(name, data)) == []
     run.turn(event("item", "first", "e1"))
     assert run.result == "first"
+
+
+def foreign(event_name: str, model: type[BaseModel], **fields: Any) -> Any:
+    """Mail that nobody has checked: anybody may raise events at the scheduler."""
+    return raised(event_name, model.model_construct(**fields).model_dump(mode="json"))
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "a" * 257])
+def test_mail_that_names_what_can_have_no_name_does_not_cost_the_run_its_outcome(name: str) -> None:
+    run = Simulator.of(generations, run_input=0)
+    run.start()
+    run.turn(
+        foreign("towline.decision", RaisedCommand, command_id="d1", kind="decision", name=name),
+        foreign("towline.ask", ChildAsk, approval_id=name, instance_id="run-1:0001"),
+        foreign("towline.decision", RaisedCommand, command_id="d2", kind="decision", name=name),
+        event("item", "first", "e1"),
+    )
+    assert run.result == "first"
+    assert ids_of(run.said)[-1] == "run-1/outcome"
+
+
+def test_an_instance_that_was_started_as_a_run_that_can_not_be_one_fails_and_says_nothing() -> None:
+    run = Simulator.of(generations, run_input={"$towline": {"run_id": "no id", "run_type": "x"}}, native=True)
+    assert run.start() == []
+    assert run.status == "failed"
 
 
 def catches(ctx: task.OrchestrationContext, _: Any) -> Any:
