@@ -15,6 +15,7 @@ from towline.contracts.events import NAME_CHARS_MAX, ApprovalRequested, is_name
 from towline.worker import sdk
 from towline.worker.ask_model import AskSpec, Deliver, Effect, Forward, Refused, Resolved, approves
 from towline.worker.errors import ApprovalExpired
+from towline.worker.halves import mended
 from towline.worker.run import Run, utc
 
 
@@ -29,6 +30,8 @@ class Announcement:
     digest: str = ""
 
     def __post_init__(self) -> None:
+        # Before the digest is taken: it is that of what is shown.
+        self.title, self.details = mended(self.title), mended(self.details)
         self.digest = approval_digest(title=self.title, details=self.details)
 
 

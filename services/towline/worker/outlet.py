@@ -27,6 +27,7 @@ from towline.contracts.events import (
 )
 from towline.telemetry import metrics
 from towline.worker.errors import TurnAbandonedError
+from towline.worker.halves import mended
 from towline.worker.turn import Publish, RaiseOn, Turn
 
 _log = logging.getLogger(__name__)
@@ -205,8 +206,11 @@ def printable(event: Event, reason: str) -> Event | None:
     An output that is too large fails the run: its consumers must learn that it ended, and why.
     """
     data = event.data
+    dumped = data.model_dump()
     replacement: Any = None
-    if isinstance(data, RunCompleted):
+    if (whole := mended(dumped)) != dumped:
+        replacement = type(data).model_validate(whole)
+    elif isinstance(data, RunCompleted):
         replacement = RunFailed(
             run_id=data.run_id,
             run_type=data.run_type,

@@ -27,6 +27,7 @@ from tests.unit.worker.simulator import (
 from towline.contracts.canonical import approval_digest
 from towline.contracts.durable import RaisedCommand, RunEnvelope
 from towline.contracts.events import RunFailed
+from towline.worker import RunHandle
 
 ASK = "run-1/approval/HumanApproval"
 
@@ -430,3 +431,15 @@ def test_a_wait_for_a_name_that_no_event_can_have_fails_the_run_and_says_so(name
     assert outcome.error.type == "ValueError"
     assert "use 1 to 256 characters" in outcome.error.message
     assert "requested" not in str(ids_of(run.said))
+
+
+def asks_in_halves(ctx: task.OrchestrationContext, _: Any) -> Any:
+    handle = RunHandle(ctx)  # type: ignore[arg-type]
+    return (yield handle.approval(title="cut \ud83d", details={"draft": "cut \ud83d"}))
+
+
+def test_what_is_shown_has_whole_characters_and_its_digest_is_that_of_what_is_shown() -> None:
+    run = Simulator.of(asks_in_halves)
+    _, requested = told(run.start())[-1]
+    assert (requested["title"], requested["details"]) == ("cut \ufffd", {"draft": "cut \ufffd"})
+    assert requested["digest"] == approval_digest(title=requested["title"], details=requested["details"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from towline.contracts.cloudevents import encode
 from towline.contracts.errors import EncodeError, PublishError
 from towline.contracts.events import (
     ApprovalRequested,
@@ -47,6 +48,7 @@ class Kafka:
 
     def __init__(self) -> None:
         self.sent: list[str] = []
+        self.events: list[Event] = []
         self.types: list[str] = []
         self.away = 0
         self.limit = 1_000_000
@@ -58,8 +60,10 @@ class Kafka:
             self.away -= 1
             raise PublishError("away", event_id=events[0].id)
         for one in events:
+            encode(one)
             if len(one.data.model_dump_json()) > self.limit:
                 raise EncodeError(f"{one.id} is too large")
+        self.events += events
         self.sent += [one.id for one in events]
         self.types += [one.type for one in events]
 
@@ -171,6 +175,39 @@ async def test_a_failure_whose_message_is_too_large_is_told_all_the_same() -> No
     failed = RunFailed(run_id="r", run_type="t", error=error, finished_at=NOW)
     await on_the_loop(outlet, Turn("r", 0, [Publish(event(failed, "r/outcome"))]), [])
     assert kafka.sent == ["r/outcome"]
+
+
+HALF_A_PAIR = "cut \ud83d"
+MENDED = "cut \ufffd"
+
+
+@pytest.mark.parametrize(
+    ("said", "written"),
+    [
+        (
+            ApprovalRequested(
+                run_id="r", approval_id="a", title=HALF_A_PAIR, details=[HALF_A_PAIR], approvers=[HALF_A_PAIR]
+            ),
+            ApprovalRequested(
+                run_id="r", approval_id="a", title=MENDED, details=[MENDED], approvers=[MENDED]
+            ),
+        ),
+        (RunProgressed(run_id="r", status={HALF_A_PAIR: 1}), RunProgressed(run_id="r", status={MENDED: 1})),
+        (
+            RunCompleted(
+                run_id="r", run_type="t", output={"a": HALF_A_PAIR}, started_at=NOW, finished_at=NOW
+            ),
+            RunCompleted(run_id="r", run_type="t", output={"a": MENDED}, started_at=NOW, finished_at=NOW),
+        ),
+    ],
+)
+async def test_half_of_a_surrogate_pair_costs_one_character_and_not_the_event(
+    said: EventData, written: EventData
+) -> None:
+    kafka = Kafka()
+    outlet = Outlet(kafka, asyncio.get_running_loop())
+    await on_the_loop(outlet, Turn("r", 0, [Publish(event(said))]), [])
+    assert [sent.data for sent in kafka.events] == [written]
 
 
 async def test_an_ask_whose_title_is_too_large_is_announced_all_the_same() -> None:

@@ -13,16 +13,16 @@ The rules that keep every reader's assembled text equal to the final text:
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Final, Literal, TypeAlias, cast
 
+from towline.worker.halves import mended_text
+
 Kind: TypeAlias = Literal["begin", "restore", "reset", "token", "tool_call", "message", "close"]
 AnswerStatus: TypeAlias = Literal["ok", "repeated", "lost", "ended"]
 
-_HALF_A_PAIR: Final = re.compile("[\ud800-\udfff]")
 _TURNS_MAX: Final = 50_000
 """Most turns kept at once; beyond it a turn is not written at all."""
 _OPEN_TURN_IDLE_MAX_S: Final = 3600.0
@@ -346,10 +346,7 @@ class Ledger:
 
 
 def _json(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    # Half a surrogate pair (an emoji cut in two) can't be written in UTF-8. One character for each, so that
-    # pieces and the whole are told alike wherever the cut is.
-    return text if text.isascii() else _HALF_A_PAIR.sub("\ufffd", text)
+    return mended_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
 def _turn_operations(turn: Turn) -> Iterator[Operation]:
