@@ -140,14 +140,19 @@ class RunHandle:
         Args:
             name: The agent's name.
             message: What to say to it.
-            session: Calls with the same key continue one conversation; default: a new one.
+            session: Calls with the same key continue one conversation (any text without @); else a new one.
             response_format: A model, importable by its module and name, that the answer must fit: `.value`.
             options: Further options of the agent's `run`.
             retry: Try again when the agent fails; default: not.
 
         Raises:
             AgentRunError: The agent failed (as often as `retry` allows). Raised where the task is yielded.
+            ValueError: `session` is empty or has an ``@``.
         """
+        if session is not None and (not session or "@" in session):
+            raise ValueError(
+                f"session {session!r} of agent {name}: give it a text without @ that is not empty"
+            )
         chosen = dict(options or {})
         if response_format is not None:
             chosen["response_format"] = response_format

@@ -399,3 +399,17 @@ def test_a_typed_wait_that_lost_can_be_cancelled_and_the_next_of_its_name_gets_w
     run.turn(event("number", 2, "e2"))
     assert run.result == 2
     assert outcomes_of(run) == {"word": "approved", "number": "cancelled", "number~2": "approved"}
+
+
+@app.orchestration
+def speaks_in(run: RunHandle, session: str) -> Steps[Any]:
+    yield run.agent("Writer", "hi", session=session)
+
+
+@pytest.mark.parametrize("session", ["", "ann@example.org"])
+def test_a_session_that_can_be_none_fails_the_run_and_is_named(session: str) -> None:
+    outcome = events(start("speaks_in", session).start())[-1].data
+    assert isinstance(outcome, RunFailed)
+    assert outcome.error.message == (
+        f"session {session!r} of agent Writer: give it a text without @ that is not empty"
+    )
