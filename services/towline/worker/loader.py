@@ -51,7 +51,7 @@ def load(target: str) -> LoadedApp:
         raise AppLoadError(
             f"--app {target}: importing it failed: {error}; install what it needs beside towline"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that parses its own arguments, say
         raise AppLoadError(f"--app {target}: importing it failed: {type(error).__name__}: {error}") from error
     found: Any = module
     for part in attribute.split("."):
@@ -91,7 +91,7 @@ def set_up(
     with sdk.watch_registrations(worker, on_agent=on_agent, on_workflow=found_workflows.append):
         try:
             app.set_up(worker)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise AppLoadError(
                 f"{app.name}: setting it up failed: {type(error).__name__}: {error}"
             ) from error

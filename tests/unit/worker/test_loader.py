@@ -33,6 +33,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("no_such_module:x", "no module 'no_such_module'"),
         ("loader_broken:x", "ZeroDivisionError"),
         ("loader_lacking:x", "no_such_dependency"),
+        ("loader_exits:x", "importing it failed: SystemExit: 2"),
         ("loader_fine:other", "no 'other'"),
         ("loader_fine:number", "is a int"),
         ("loader_fine:later", "expected a towline.worker.App"),
@@ -41,6 +42,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_cannot_be_hosted_is_named_with_the_fix(here: Path, target: str, said: str) -> None:
     (here / "loader_broken.py").write_text("1 / 0")
     (here / "loader_lacking.py").write_text("import no_such_dependency")
+    (here / "loader_exits.py").write_text(
+        "import argparse\nargparse.ArgumentParser().parse_args(['--app'])\n"
+    )
     (here / "loader_fine.py").write_text("number = 1\nasync def later(worker): ...\n")
     with pytest.raises(AppLoadError, match=said):
         load(target)
