@@ -16,6 +16,7 @@ from pydantic_core import to_jsonable_python
 
 from towline.contracts.events import RunTypeInfo
 from towline.worker.context import RunContext
+from towline.worker.registry import run_type_info
 
 PREFIX: Final = "agent."
 
@@ -37,9 +38,9 @@ class AgentOutput(BaseModel):
 
 def run_type(agent: str, description: str | None) -> RunTypeInfo:
     """The catalog entry of an agent's run type."""
-    return RunTypeInfo(
-        name=f"{PREFIX}{agent}",
-        input_schema=AgentInput.model_json_schema(),
+    return run_type_info(
+        f"{PREFIX}{agent}",
+        schema=AgentInput.model_json_schema,
         description=description or f"One turn of the agent {agent}.",
     )
 

@@ -35,7 +35,7 @@ from towline.worker import sdk
 from towline.worker.context import RunContext
 from towline.worker.errors import WorkerError
 from towline.worker.handle import ApprovalDecision, RunHandle, several
-from towline.worker.registry import async_problem, first_line
+from towline.worker.registry import async_problem, first_line, run_type_info
 from towline.worker.retries import AgentRetry
 
 __all__ = ["AgentRetry", "App", "ApprovalDecision", "RunHandle", "Steps"]
@@ -144,11 +144,15 @@ class App:
 
     @property
     def run_types(self) -> list[RunTypeInfo]:
-        """Catalog entries of the orchestrations."""
+        """Catalog entries of the orchestrations.
+
+        Raises:
+            AppLoadError: One of them can't be offered.
+        """
         return [
-            RunTypeInfo(
-                name=each.name,
-                input_schema=None if each.input_type is None else each.input_type.json_schema(),
+            run_type_info(
+                each.name,
+                schema=None if each.input_type is None else each.input_type.json_schema,
                 description=first_line(each.code),
                 approvers=None if each.approvers is None else list(each.approvers),
             )

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from towline.contracts.events import RunTypeInfo
 from towline.worker import agent_runs, sdk
 from towline.worker.agents import HostAgent
 from towline.worker.errors import AppLoadError
-from towline.worker.registry import HOST_PREFIX, Catalog, first_line
+from towline.worker.registry import HOST_PREFIX, Catalog, first_line, run_type_info
 from towline.worker.worker import TowlineWorker
 
 
@@ -76,7 +75,8 @@ def set_up(
     """Let `app` register itself on `worker`, and list what it registers.
 
     Raises:
-        AppLoadError: Its own set-up raised, it registered nothing, or two run types share a name.
+        AppLoadError: Its own set-up raised, it registered nothing, two run types share a name, or one of them
+            can't be offered.
     """
     catalog = Catalog(name or app.name, version or app.version)
     agents: dict[str, str | None] = {}
@@ -99,7 +99,7 @@ def set_up(
         catalog.add(info)
     for orchestrator, code in worker.orchestrators.items():
         if not orchestrator.startswith((HOST_PREFIX, sdk.WORKFLOW_PREFIX)):
-            catalog.add(RunTypeInfo(name=orchestrator, description=first_line(code)))
+            catalog.add(run_type_info(orchestrator, description=first_line(code)))
     for workflow in found_workflows:
         _add_workflow(worker, catalog, workflow)
     for agent, description in agents.items():
@@ -118,7 +118,7 @@ def _add_workflow(worker: TowlineWorker, catalog: Catalog, workflow: Any) -> Non
     _refuse_second(worker, workflow.name)
     code = worker.orchestrators[f"{sdk.WORKFLOW_PREFIX}{workflow.name}"]
     worker.host_orchestrator(code, worker.workflow_hosting(), name=workflow.name)
-    catalog.add(RunTypeInfo(name=workflow.name, description=getattr(workflow, "description", None)))
+    catalog.add(run_type_info(workflow.name, description=getattr(workflow, "description", None)))
 
 
 def _refuse_second(worker: TowlineWorker, name: str) -> None:

@@ -9,6 +9,8 @@ from typing import Any, Final, cast
 
 from durabletask import task
 from durabletask.serialization import DataConverter
+from pydantic import ValidationError
+from pydantic.errors import PydanticUserError
 
 from towline.contracts.canonical import digest
 from towline.contracts.durable import unwrap_input
@@ -18,6 +20,7 @@ from towline.worker import sdk
 from towline.worker.asks import Asks
 from towline.worker.context import RunContext, wrap_output
 from towline.worker.drive import UserCode, drive
+from towline.worker.errors import AppLoadError
 from towline.worker.run import Run
 from towline.worker.turn import current_turn
 
@@ -129,6 +132,29 @@ class Catalog:
             data=data,
             subject=self.app,
         )
+
+
+def run_type_info(
+    name: str, *, schema: Callable[[], dict[str, Any]] | None = None, **fields: Any
+) -> RunTypeInfo:
+    """A run type's entry in the catalog.
+
+    Args:
+        name: Its name.
+        schema: Makes the JSON Schema of its input.
+        fields: The other fields.
+
+    Raises:
+        AppLoadError: The name can be none, or the input has no schema.
+    """
+    try:
+        return RunTypeInfo(name=name, input_schema=None if schema is None else schema(), **fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        problem = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    except PydanticUserError as error:
+        problem = f"its input has no JSON Schema ({error.message}): take another type, or Any"
+    raise AppLoadError(f"run type {name!r} can't be offered: {problem}")
 
 
 def first_line(documented: Any) -> str | None:

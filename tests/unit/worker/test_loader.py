@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,30 @@ def test_another_sdk_is_taken_on_request_if_it_has_what_is_used(monkeypatch: pyt
     monkeypatch.setattr(pinned, "_EXPECTED", ((sdk, "no_such_name"),))
     with pytest.raises(UnsupportedSdkError, match="no_such_name"):
         sdk.check(any_version=True)
+
+
+def lists_a_name_of_two_lines() -> App:
+    app = App("broken")
+    app.orchestration(lambda run: None, name="two\nlines")  # type: ignore[call-overload]
+    return app
+
+
+def lists_an_input_without_a_schema() -> App:
+    app = App("broken")
+
+    @app.orchestration
+    def takes_code(run: Any, code: Callable[[], None]) -> None: ...
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lists_a_name_of_two_lines, r"'two\\nlines' can't be offered: name: String should match"),
+        (lists_an_input_without_a_schema, "'takes_code' can't be offered: its input has no JSON Schema"),
+    ],
+)
+def test_what_the_catalog_can_not_list_is_named(make: Callable[[], App], said: str) -> None:
+    with pytest.raises(AppLoadError, match=f"run type {said}"):
+        set_up(LoadedApp(make(), "broken", "1"), make_worker(), no_instrumentation)
