@@ -447,9 +447,7 @@ class TowlineClient:
         try:
             data = model(**fields)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise EncodeError(f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}") from error
+            raise EncodeError(_problem(error, fields)) from error
         traceparent, tracestate = current_trace()
         return Event(
             id=event_id or str(uuid4()),
@@ -504,6 +502,29 @@ class TowlineClient:
             stream.end_processing()
         # At once: while Kafka is away each takes its whole time.
         await asyncio.gather(*(stream.aclose() for stream in streams))
+
+
+def _problem(error: ValidationError, fields: dict[str, Any]) -> str:
+    """The first thing that is wrong with `fields`: where, and what to do."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "recursion_depth_exceeded":
+        return f"{first['loc'][0]}: is nested too deep: flatten it to fewer than 200 levels"
+    path: list[str] = []
+    value: Any = fields
+    for part in first["loc"]:
+        # Others are pydantic's names for the kinds of JSON.
+        if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int)):
+            path.append(str(part))
+            value = cast("Any", value)[part]
+    if first["type"] == "missing":
+        path.append(str(first["loc"][-1]))
+    where = ".".join(path) or str(first["loc"][0])
+    if first["loc"][-1] == "[key]":
+        return f"{where}: keys must be strings"
+    if first["type"] == "invalid-json-value":
+        kind = type(first["input"]).__name__
+        return f"{where}: {kind} is no JSON: give None, bool, int, float, str, list or dict"
+    return f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 
 def _checked_run_id(run_id: str) -> str:
