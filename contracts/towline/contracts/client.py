@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from types import TracebackType
@@ -111,10 +111,11 @@ class Run:
             note_processed(self._client.results_topic, outcome)
         return outcome
 
-    def events(self) -> AsyncIterator[Event]:
+    def events(self) -> AsyncGenerator[Event]:
         """All of the run's events from its start, each once, its outcome last; then the iterator ends.
 
-        Each call reads with a consumer of its own until the iterator ends or is closed.
+        Each call reads with a consumer of its own until the iterator ends or is closed. Who leaves the loop
+        before its end closes it: ``async with contextlib.aclosing(run.events()) as events``.
         """
         return self._client._run_events(self.run_id, self._since)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
@@ -485,7 +486,7 @@ class TowlineClient:
         self._streams.add(stream)
         return stream
 
-    def _run_events(self, run_id: str, since: Since) -> AsyncIterator[Event]:
+    def _run_events(self, run_id: str, since: Since) -> AsyncGenerator[Event]:
         return run_events(
             self._settings,
             run_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, assert_type
 
@@ -48,6 +49,8 @@ async def whole_surface() -> None:
                 assert_type(outcome.data.reason, str | None)
         async for event in run.events():
             assert_type(event, Event[EventData])
+        async with aclosing(run.events()) as events:
+            assert_type(await anext(events), Event[EventData])
         assert_type(await run.approve("ask", feedback="fine", data={"n": 1}), str)
         assert_type(await run.reject("ask", approver="me", digest="d"), str)
         assert_type(await run.raise_event("Paid", {"amount": 1}), str)
