@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeAlias
 
 from pydantic import (
@@ -40,6 +40,9 @@ NAME_CHARS_MAX: Final = 256
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
+_SECONDS: Final = slice(17, 19)
+"""Where they are in such a text."""
+
 
 def is_run_id(value: str) -> bool:
     """Whether `value` may name a run."""
@@ -49,15 +52,26 @@ def is_run_id(value: str) -> bool:
 def parse_time(text: str) -> datetime:
     """The time that `text` writes as RFC 3339, in UTC; fractions beyond microseconds are cut off.
 
+    A leap second is the second after it, as in Unix time.
+
     Raises:
         ValueError: Another format, no offset, or no such time.
     """
     if _RFC3339.fullmatch(text) is None:
         raise ValueError("must be RFC 3339 with an offset, like 2026-11-24T20:00:00Z")
     try:
-        return datetime.fromisoformat(text.upper()).astimezone(UTC)
+        return _in_utc(text)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"is no time that exists ({error}): send one like 2026-11-24T20:00:00Z") from error
+
+
+def _in_utc(text: str) -> datetime:
+    if text[_SECONDS] != "60":
+        return datetime.fromisoformat(text.upper()).astimezone(UTC)
+    before = _in_utc(f"{text[: _SECONDS.start]}59{text[_SECONDS.stop :]}")
+    if (before.hour, before.minute) != (23, 59):
+        raise ValueError("no minute but the last of a day in UTC has 61 seconds")
+    return before + timedelta(seconds=1)
 
 
 def _time_from_text(value: Any) -> Any:

@@ -264,6 +264,18 @@ def test_trace_bytes_that_are_no_text_are_dropped() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("2016-12-31T23:59:60Z", datetime(2017, 1, 1, tzinfo=UTC)),
+        ("2017-01-01t01:59:60.5+02:00", datetime(2017, 1, 1, 0, 0, 0, 500_000, tzinfo=UTC)),
+    ],
+)
+def test_a_leap_second_is_read_as_the_one_after_it(text: str, time: datetime) -> None:
+    event = decode(value=GOOD, headers=headers(ce_time=text.encode()))
+    assert event.time == time
+
+
 # --- what is refused, and how ---
 
 
@@ -297,6 +309,8 @@ def test_trace_bytes_that_are_no_text_are_dropped() -> None:
         (b'{"run_id": "r", "run_type": "a", "start_at": "tomorrow"}', "invalid_data", "start_at"),
         (b'{"run_id": "r", "run_type": "a", "start_at": "2026-11-24T20:00:00"}', "invalid_data", "start_at"),
         (b'{"run_id": "r", "run_type": "a", "start_at": "2026-02-30T20:00:00Z"}', "invalid_data", "start_at"),
+        (b'{"run_id": "r", "run_type": "a", "start_at": "2026-02-20T20:00:60Z"}', "invalid_data", "start_at"),
+        (b'{"run_id": "r", "run_type": "a", "start_at": "9999-12-31T23:59:60Z"}', "invalid_data", "start_at"),
         (
             b'{"run_id": "r", "run_type": "a", "start_at": "0001-01-01T00:00:00+23:00"}',
             "invalid_data",
