@@ -53,6 +53,8 @@ tracer = trace.get_tracer("towline.bridge")
 
 Command: TypeAlias = Event | DecodeError
 _INPUT_BYTES: Final = 1_000_000
+_LARGE_BYTES: Final = 16_384
+"""From this size on a request is judged in a thread: 100,000 items against a schema take seconds."""
 _ENVELOPE_BYTES: Final = 65_536
 """Room for what travels around an input: tags, trace context, names."""
 
@@ -191,7 +193,11 @@ class Commands:
         waited_s = time.monotonic() - max(delivery.received_at, self._availability.since)
         match event.data:
             case RunRequested():
-                return await self._requests.carry_out(cast("Event[RunRequested]", event), waited_s)
+                # Without a value: its data was fetched, because it is large.
+                size = len(delivery.record.value or b"") or _LARGE_BYTES
+                return await self._requests.carry_out(
+                    cast("Event[RunRequested]", event), waited_s, is_large=size >= _LARGE_BYTES
+                )
             case RunControl():
                 return await self._control.carry_out(cast("Event[RunControl]", event), waited_s)
             case ApprovalDecided() | EventRaised():

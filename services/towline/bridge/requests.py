@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from functools import partial
 from typing import Final, cast
 
 from towline.bridge import metrics
@@ -48,14 +50,16 @@ class Requests:
         self._run_type_grace_s = run_type_grace_s
         self._max_input_bytes = max_input_bytes
 
-    async def carry_out(self, event: Event[RunRequested], waited_s: float) -> Outcome:
+    async def carry_out(self, event: Event[RunRequested], waited_s: float, *, is_large: bool) -> Outcome:
         """Start the run, or reject the request.
 
         Args:
             event: The request.
             waited_s: How long ago it was received here.
+            is_large: Judging it may take seconds, in which all else must go on.
         """
-        decision = decide_request(
+        decide = partial(
+            decide_request,
             event,
             self._catalog,
             now=self._answers.now(),
@@ -63,6 +67,7 @@ class Requests:
             run_type_grace_s=self._run_type_grace_s,
             max_input_bytes=self._max_input_bytes,
         )
+        decision = await asyncio.to_thread(decide) if is_large else decide()
         match decision:
             case WaitForCatalog():
                 return Retry("no_app_registered", _CATALOG_POLL_S)

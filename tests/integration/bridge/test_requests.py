@@ -11,6 +11,7 @@ import pytest
 from durabletask.client import OrchestrationStatus
 
 from towline.contracts.durable import unwrap_input
+from towline.contracts.events import RunTypeInfo
 
 
 async def started(hub, run_id, *, within_s=20.0):
@@ -202,3 +203,25 @@ async def test_the_trace_of_the_publisher_reaches_the_run(bridged, hub):
     state = await started(hub, "r-1")
     envelope, _ = unwrap_input(json.loads(state.serialized_input))
     assert trace_id in envelope.traceparent
+
+
+async def test_all_else_goes_on_while_a_large_input_is_judged(register, start_bridge, wire):
+    """It takes seconds, for two megabytes as long as Kafka waits for a heartbeat."""
+    items = {"type": "array", "items": {"type": "object", "properties": {"n": {"type": "string"}}}}
+    await register(RunTypeInfo(name="review", input_schema=items))
+    await start_bridge()
+    loop = asyncio.get_running_loop()
+    pauses: list[float] = []
+
+    async def look() -> None:
+        while True:
+            began = loop.time()
+            await asyncio.sleep(0.01)
+            pauses.append(loop.time() - began)
+
+    looking = asyncio.create_task(look())
+    await wire.request("r-1", input=[{"n": n % 10} for n in range(100_000)])
+    rejected = await wire.until(lambda seen: seen.id == "r-1/outcome", within_s=60)
+    looking.cancel()
+    assert rejected.data["error"]["type"] == "invalid_input"
+    assert max(pauses) < 2

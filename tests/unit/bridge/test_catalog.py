@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from towline.bridge.catalog import Catalog
@@ -129,3 +131,29 @@ def test_the_closest_names_come_first():
     catalog.register(app("a", *(info(name) for name in ("review", "publish", "agent.Writer"))))
     assert catalog.closest("reviev") == ["review"]
     assert catalog.closest("zzz") == ["agent.Writer", "publish", "review"]
+
+
+@pytest.mark.parametrize(
+    ("items", "are_unique"),
+    [
+        ([{"n": n} for n in range(20_000)], True),
+        ([{"n": n} for n in range(20_000)] + [{"n": 7.0}], False),
+        ([1, 1.0], False),
+        ([1, True, "1", [1], [True], {"a": 1}, {"a": True}, None], True),
+        ([{"a": [1, {"b": 2}], "c": 3}, {"c": 3, "a": [1.0, {"b": 2}]}], False),
+        ([[1, 2], [2, 1]], True),
+        ("text", True),
+    ],
+)
+def test_items_that_must_be_unique_are_compared_in_no_time_and_as_json_schema_says(
+    items: object, are_unique: bool
+) -> None:
+    """An event of a megabyte had the bridge compare for hours, and the next bridge after it."""
+    catalog = Catalog()
+    catalog.register(app("a", info("tagged", {"uniqueItems": True})))
+    offers = catalog.find("tagged")
+    assert offers is not None
+    began = time.process_time()
+    problems = offers.input_problems(items)
+    assert time.process_time() - began < 5
+    assert list(problems) == ([] if are_unique else ["input: has two items that are equal"])
