@@ -58,6 +58,8 @@ class AguiTranslator:
     def __init__(self, run_id: str, cursor: str) -> None:
         self._run_id = run_id
         self._cursor = sse.id_key(cursor)
+        self.session_id: str | None = None
+        """The run's, if it is known; else that of its first entry. Names the thread."""
         self._thread_id = run_id
         self._started = False
         self._all_void = False
@@ -89,7 +91,7 @@ class AguiTranslator:
         handler = _HANDLERS.get(kind)
         if not self._started:
             self._started = True
-            self._thread_id = str(data.get("session_id") or self._run_id)
+            self._thread_id = str(self.session_id or data.get("session_id") or self._run_id)
             yield RunStartedEvent(thread_id=self._thread_id, run_id=self._run_id)
             if self._all_void:
                 yield self._snapshot()

@@ -184,6 +184,10 @@ class RunIndex:
         run_type, tags = await self._guard(self._redis.hmget(self._keys.run(run_id), "run_type", "tags"))
         return run_type or "", tags or ""
 
+    async def session(self, run_id: str) -> str | None:
+        """The run's session, if it is known."""
+        return await self._guard(self._redis.hget(self._keys.run(run_id), "session_id"))
+
     async def newest_event(self) -> str:
         """Id of the newest entry of the stream of all runs."""
         entries = await self._guard(self._redis.xrevrange(self._keys.events, count=1))

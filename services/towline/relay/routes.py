@@ -34,6 +34,7 @@ from towline.relay.streaming import EventStreamResponse, Translate
 
 if TYPE_CHECKING:
     from towline.contracts.signing import DecisionSigner
+    from towline.relay.agui import AguiTranslator
 
 _DecisionT = TypeVar("_DecisionT", ApprovalDecided, EventRaised)
 
@@ -211,9 +212,9 @@ class Door:
 
         cursor = _resume_at(request)
         translator = AguiTranslator(request.path_params["run_id"], cursor)
-        return await self._run_stream(request, cursor, translator.translate)
+        return await self._run_stream(request, cursor, translator)
 
-    async def _run_stream(self, request: Request, cursor: str, translate: Translate | None) -> Any:
+    async def _run_stream(self, request: Request, cursor: str, translator: AguiTranslator | None) -> Any:
         principal = require(request, "read")
         run_id = commands.checked_run_id(request.path_params["run_id"])
         waited = request.query_params.get("wait")
@@ -226,6 +227,8 @@ class Door:
         client = self._client(source, cursor)
         try:
             first = await self._await_run(request, client, run_id, wait_s)
+            if translator is not None:
+                translator.session_id = await self.index.session(run_id)
         except BaseException:
             client.close()
             raise
@@ -233,11 +236,11 @@ class Door:
             # The reader has all of it: 204 keeps a browser's EventSource from coming back.
             client.close()
             return Response(status_code=204)
-        if translate is not None and sse.START_ID not in (cursor, client.cursor):
+        if translator is not None and sse.START_ID not in (cursor, client.cursor):
             # What came before the cursor says which messages are open.
             client.close()
             client, first = self.hub.client(source, sse.START_ID), None
-        return self._respond(client, principal, translate, first)
+        return self._respond(client, principal, translator and translator.translate, first)
 
     async def _await_run(self, request: Request, client: Any, run_id: str, wait_s: float) -> Piece | None:
         """Wait until something is known of the run.

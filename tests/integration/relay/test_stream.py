@@ -319,6 +319,27 @@ async def test_the_stream_is_there_for_agui_front_ends_too(
         assert sent == [events[0], snapshot, *events[1:]]
 
 
+async def test_an_agui_thread_is_the_runs_session_whatever_is_left_of_the_stream(
+    start_relay: StartRelay, publisher: Publisher, http: httpx.AsyncClient, own_valkey: Valkey
+) -> None:
+    relay = start_relay()
+    await publisher.started("r1", session_id="s1")
+    await publisher.progressed("r1", 1, "busy")
+    await publisher.completed("r1")
+    await read_sse(http, f"{relay.url}/runs/r1/stream")
+
+    async def threads() -> list[str]:
+        answer = await http.get(f"{relay.url}/runs/r1/agui")
+        sent = [json.loads(line[6:]) for line in answer.text.split("\n") if line.startswith("data: ")]
+        return [event["threadId"] for event in sent if "threadId" in event]
+
+    async with redis.asyncio.Redis(port=own_valkey.port) as client:
+        await client.xtrim(stream_key("r1"), maxlen=2, approximate=False)
+        assert await threads() == ["s1", "s1"]
+        await client.delete(stream_key("r1"))
+        assert await threads() == ["s1", "s1"]
+
+
 async def test_a_stream_that_has_expired_after_its_end_still_ends(
     start_relay: StartRelay, publisher: Publisher, http: httpx.AsyncClient, own_valkey: Valkey
 ) -> None:
