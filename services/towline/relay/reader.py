@@ -81,9 +81,7 @@ class Client:
         Raises:
             RedisAwayError: Redis is away and what is asked for is not kept here.
         """
-        if self._hub.closed:
-            return Piece(b"", self.cursor, over=True)
-        piece = await self._take()
+        piece = await self.look()
         if piece is not None:
             return piece
         self._waits = True
@@ -92,6 +90,10 @@ class Client:
         finally:
             self._waits = False
         return await self._take()
+
+    async def look(self) -> Piece | None:
+        """As `next`, without waiting: None if nothing is there now."""
+        return Piece(b"", self.cursor, over=True) if self._hub.closed else await self._take()
 
     def offer(self, chunk: bytes, before: str, after: str, now: float) -> bool:
         """Send the entries after `before` up to `after` at once, if they are just what is waited for.

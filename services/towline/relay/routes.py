@@ -249,9 +249,12 @@ class Door:
             ProblemError: Nothing is after `wait_s` (404).
         """
         deadline = time.monotonic() + wait_s
+        # What is there already is read however short the wait.
+        piece = await client.look()
         while True:
             remaining_s = deadline - time.monotonic()
-            piece = await client.next_within(min(_KNOWN_POLL_S, max(remaining_s, 0.001)))
+            if piece is None:
+                piece = await client.next_within(min(_KNOWN_POLL_S, max(remaining_s, 0.001)))
             if piece is not None and (piece.body or piece.over):
                 return piece
             if await self.index.known(run_id):
@@ -261,6 +264,7 @@ class Door:
                 return None
             if remaining_s <= 0 or await request.is_disconnected():
                 raise _unknown(run_id)
+            piece = None
 
     async def all_events(self, request: Request) -> Any:
         """GET /events."""

@@ -170,6 +170,8 @@ async def test_a_cursor_that_is_no_entry_gets_reset_and_everything(
     again = await read_sse(http, url, cursor=events[0].id)
     assert [event.raw for event in again] == [event.raw for event in everything]
     assert await read_sse(http, url, cursor=everything[-1].id) == []
+    for wait in ("", "&wait=0"):
+        assert (await http.get(f"{url}?cursor={everything[-1].id}{wait}")).status_code == 204
     assert (await http.get(url, headers={"Last-Event-ID": "nonsense"})).status_code == 400
 
 
@@ -313,10 +315,12 @@ async def test_the_stream_is_there_for_agui_front_ends_too(
     assert (await http.get(url, headers={"Last-Event-ID": last})).status_code == 204
     # One whose place is gone is told that what it has is void, and then all.
     for gone in ("123456789-0", "99999999999999-0"):
-        again = await asyncio.wait_for(http.get(url, headers={"Last-Event-ID": gone}), 10)
-        sent = [json.loads(line[6:]) for line in again.text.split("\n") if line.startswith("data: ")]
-        snapshot = {"type": "MESSAGES_SNAPSHOT", "messages": []}
-        assert sent == [events[0], snapshot, *events[1:]]
+        for wait in ("", "?wait=0"):
+            resume = {"Last-Event-ID": gone}
+            again = await asyncio.wait_for(http.get(f"{url}{wait}", headers=resume), 10)
+            sent = [json.loads(line[6:]) for line in again.text.split("\n") if line.startswith("data: ")]
+            snapshot = {"type": "MESSAGES_SNAPSHOT", "messages": []}
+            assert sent == [events[0], snapshot, *events[1:]]
 
 
 async def test_an_agui_thread_is_the_runs_session_whatever_is_left_of_the_stream(
