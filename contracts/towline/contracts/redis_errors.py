@@ -6,7 +6,7 @@ import re
 from typing import Any, Final, TypeGuard
 
 import redis
-from redis.exceptions import ClusterDownError, NoPermissionError, TryAgainError
+from redis.exceptions import AskError, ClusterDownError, MovedError, NoPermissionError, TryAgainError
 
 _AWAY_ERRORS: Final = (
     redis.ConnectionError,
@@ -14,6 +14,9 @@ _AWAY_ERRORS: Final = (
     redis.ReadOnlyError,
     redis.OutOfMemoryError,
     ClusterDownError,
+    # Another node of the cluster has it: this one was the primary, or will be again.
+    AskError,
+    MovedError,
     TryAgainError,
     NoPermissionError,
     OSError,

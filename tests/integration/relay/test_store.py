@@ -14,7 +14,8 @@ from redis import ResponseError
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from tests.integration.relay.valkey import Valkey
+from redis.exceptions import MovedError
+from tests.integration.relay.valkey import Valkey, free_port
 from tests.waiting import eventually_async
 
 from towline.contracts import ids
@@ -307,3 +308,40 @@ async def test_what_redis_does_not_take_now_is_to_be_asked_again_and_no_event_is
     if script is not None:
         script.cancel()
     await others.aclose()
+
+
+async def test_what_another_node_of_a_cluster_has_is_to_be_asked_again_and_no_event_is_refused() -> None:
+    """As of a node that was the primary, after a switch-over."""
+    cluster = ("--cluster-enabled", "yes", "--cluster-port")
+    buses = [free_port(), free_port()]
+    nodes = [Valkey(options=(*cluster, str(bus))).start() for bus in buses]
+    one, two = (cast("Any", Redis(port=node.port, decode_responses=True)) for node in nodes)
+    client = connect(RedisSettings(url=nodes[0].url))
+    try:
+        store, index = RunStore(client, RelaySettings(), keys := Keys()), RunIndex(client, keys)
+        elsewhere = await one.execute_command("CLUSTER KEYSLOT", keys.run("r2"))
+        await one.execute_command("CLUSTER ADDSLOTSRANGE", 0, elsewhere - 1, elsewhere + 1, 16_383)
+        await two.execute_command("CLUSTER ADDSLOTS", elsewhere)
+        await one.execute_command("CLUSTER MEET", "127.0.0.1", nodes[1].port, buses[1])
+
+        async def moved() -> bool:
+            try:
+                await one.get(keys.run("r2"))
+            except MovedError:
+                return True
+            except ResponseError:
+                return False
+            return False
+
+        await eventually_async(moved)
+        books = Books(client, store, index, keys)
+        await books.started("r1")
+        with pytest.raises(RedisAwayError):
+            await books.started("r2")
+        with pytest.raises(RedisAwayError):
+            await index.run("r2")
+    finally:
+        for each in (one, two, client):
+            await each.aclose()
+        for node in nodes:
+            node.close()

