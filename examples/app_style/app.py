@@ -8,7 +8,7 @@ from agent_framework import Agent
 from pydantic import BaseModel, Field
 
 from examples.models import chat_client
-from towline.worker import AgentRetry, App, ApprovalExpired, RunCancelled, RunHandle, Steps
+from towline.worker import AgentRetry, App, RunCancelled, RunHandle, Steps
 
 app = App("newsletter")
 app.agent(Agent(client=chat_client(), name="Editor", instructions="You write short articles with a title."))
@@ -71,7 +71,7 @@ def newsletter(run: RunHandle, issue: Issue) -> Steps[Sent | None]:
             quorum=2,
             timeout=timedelta(hours=issue.hours_to_decide),
         )
-    except (ApprovalExpired, RunCancelled):
+    except (Exception, RunCancelled):  # the latter is no Exception
         yield run.activity(release, slot)
         raise
     if not decision.approved:

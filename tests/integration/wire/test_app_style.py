@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.integration.wire.conftest import plan
 from tests.integration.wire.raw import Wire
 
+from towline.contracts.settings import SchedulerSettings
 from towline.dev.stack import Stack
+from towline.testing import record
 
 ISSUE = {"topic": "tides", "readers": 40}
 
@@ -108,3 +112,35 @@ async def test_a_cancel_compensates(app_wire: Wire) -> None:
     outcome = await app_wire.outcome(run_id)
 
     assert (outcome.type, outcome.data["reason"]) == ("run.cancelled", "no longer needed")
+
+
+async def test_a_slot_is_given_back_also_when_the_model_is_away(
+    kafka: str, valkey: str, scheduler: str, tmp_path: Path
+) -> None:
+    given = {
+        "TOWLINE_KAFKA_BOOTSTRAP": kafka,
+        "TOWLINE_REDIS_URL": valkey,
+        "TOWLINE_SCHEDULER_ADDRESS": scheduler,
+    }
+    planned = plan(tmp_path, given)
+    nowhere = {
+        "EXAMPLES_MODEL": "openai",
+        "OPENAI_MODEL": "m",
+        "OPENAI_API_KEY": "k",
+        "OPENAI_BASE_URL": "http://127.0.0.1:1",
+    }
+    planned = replace(planned, app="examples.app_style.app:app", settings={**planned.settings, **nowhere})
+    stack = Stack(planned)
+    await asyncio.to_thread(stack.start)
+    try:
+        hub = SchedulerSettings(address=scheduler, taskhub=planned.settings["TOWLINE_SCHEDULER_TASKHUB"])
+        async with Wire(stack.kafka.bootstrap, stack.kafka.topic_prefix) as wire:
+            run_id = await wire.start("newsletter", ISSUE)
+            outcome = await wire.outcome(run_id)
+        history = record(hub, run_id).instances[0].events
+    finally:
+        await asyncio.to_thread(stack.stop)
+
+    assert outcome.data["error"]["type"] == "AgentRunError"
+    called = [event.taskScheduled.name for event in history if event.HasField("taskScheduled")]
+    assert called == ["reserve", "release"]
