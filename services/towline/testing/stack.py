@@ -99,8 +99,12 @@ def running_stack(
     name = uuid4().hex[:8]
     with ExitStack() as exits:
         given = {variable: environ[variable] for variable in _ADDRESSES if environ.get(variable)}
+        access: dict[str, str] = {}
         if backend == "containers":
-            given |= exits.enter_context(_containers(environ, given))
+            made = exits.enter_context(_containers(environ, given))
+            given |= made
+            if "TOWLINE_KAFKA_BOOTSTRAP" in made:  # whatever the shell says about another one
+                access["TOWLINE_KAFKA_SECURITY_PROTOCOL"] = "PLAINTEXT"
         plan = StackPlan(
             data=data,
             app=app,
@@ -109,6 +113,7 @@ def running_stack(
                 "TOWLINE_KAFKA_TOPIC_PREFIX": f"test-{name}.",
                 "TOWLINE_SCHEDULER_TASKHUB": f"test-{name}",
                 "TOWLINE_REDIS_KEY_PREFIX": f"towline-test-{name}:",
+                **access,
                 **(settings or {}),
             },
             partitions=_PARTITIONS,
