@@ -54,7 +54,7 @@ def _journey(call: ModelCall) -> Reply:
 
 def _slogan(call: ModelCall) -> str:
     if call.turn == 1:
-        product = call.text.rpartition(":")[2].strip()
+        product = call.text.partition(":")[2].strip()
         return f"{product}: made to keep going, whatever happens on the way."
     return "Keeps going."
 
@@ -67,11 +67,12 @@ def _verdict(call: ModelCall) -> dict[str, object]:
 
 
 def _article(call: ModelCall) -> dict[str, object]:
-    topic = re.search(r"about '(.+?)'", "\n".join(message.text for message in call.messages))
+    asked = next(message.text for message in call.messages if message.role == "user")
+    topic = re.search(r"about '(.+)'", asked, re.DOTALL)
     subject = topic.group(1) if topic else "this"
     if call.turn == 1:
         return {"title": f"On {subject}", "content": f"Much can be said about {subject}, and most of it was."}
-    feedback = call.text.rpartition("Feedback:")[2].strip()
+    feedback = call.text.partition("Feedback:")[2].strip()
     return {
         "title": f"On {subject}, take {call.turn}",
         "content": f"About {subject}, written anew after a reviewer said: {feedback}",
