@@ -72,7 +72,8 @@ class Stack:
         """Make it.
 
         Raises:
-            WrongSettingError: A Kafka that is given cannot be reached in the way that its settings say.
+            WrongSettingError: A Kafka that is given cannot be reached in the way that its settings say, or
+                the address of a payload store cannot be read from its file.
         """
         self.plan = plan
         self.addresses: dict[str, str] = dict(plan.given)
@@ -154,8 +155,17 @@ class Stack:
     @property
     def payloads_url(self) -> str:
         """Where large inputs and outputs are: in a folder of the stack's, unless another store is set."""
-        given = self.plan.settings.get(PAYLOADS_VARIABLE, os.environ.get(PAYLOADS_VARIABLE))
-        return (self.plan.data.absolute() / "payloads").as_uri() if given is None else given
+        variables = {**os.environ, **self.plan.settings}
+        if (given := variables.get(PAYLOADS_VARIABLE)) is not None:
+            return given
+        if file := variables.get(f"{PAYLOADS_VARIABLE}_FILE"):
+            try:
+                url = PayloadSettings(url_file=Path(file)).url
+            except ValidationError as error:
+                raise WrongSettingError(error) from None
+            if url is not None:
+                return url.get_secret_value()
+        return (self.plan.data.absolute() / "payloads").as_uri()
 
     @property
     def payloads(self) -> PayloadSettings:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from towline.dev.errors import PartFailedError
+from towline.dev.errors import PartFailedError, WrongSettingError
 from towline.dev.part import Part
 from towline.dev.stack import Stack, StackPlan
 
@@ -93,3 +93,19 @@ def test_roles_show_the_stacks_own_scheduler_what_it_asks_for(
     own = variables.get("TOWLINE_SCHEDULER_CREDENTIAL")
     for role in Stack(given).roles:
         assert (role.environment() or {}).get("TOWLINE_SCHEDULER_CREDENTIAL") == own
+
+
+def test_a_payload_store_that_is_named_in_a_file_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "url"
+    file.write_text("s3://bucket/prefix\n")
+    monkeypatch.setenv("TOWLINE_PAYLOADS_URL_FILE", str(file))
+
+    stack = Stack(StackPlan(data=tmp_path, app="none:none"))
+
+    for role in stack.roles:
+        assert (role.environment() or {})["TOWLINE_PAYLOADS_URL"] == "s3://bucket/prefix"
+    monkeypatch.setenv("TOWLINE_PAYLOADS_URL_FILE", str(tmp_path / "none"))
+    with pytest.raises(WrongSettingError, match="url_file"):
+        Stack(StackPlan(data=tmp_path, app="none:none"))
