@@ -35,11 +35,12 @@ def init_secrets(
 ) -> None:
     """Make the scheduler's certificate and token and an API key of the relay; what is there is kept.
 
-    A certificate that ends within 60 days is made anew. Contents are never printed.
+    A certificate that ends within 60 days, or lacks a --host, is made anew, for the names that it had too.
+    Contents are never printed.
     """
     try:
         made = [
-            *_certificate(folder, [*(host or ["scheduler"]), "localhost", "127.0.0.1"]),
+            *_certificate(folder, host or []),
             *_token(folder),
             *_relay_key(folder, key_name),
         ]
@@ -66,8 +67,12 @@ def _certificate(folder: Path, hosts: list[str]) -> list[Path]:
     )
     now = datetime.now(UTC)
     is_whole = key_file.exists() and own.exists() and trusted.exists()
-    if is_whole and own.read_bytes() == trusted.read_bytes() and _ends(own) - now > RENEWED_BEFORE:
+    known = _hosts(own) if own.exists() else []
+    is_good = is_whole and own.read_bytes() == trusted.read_bytes() and _ends(own) - now > RENEWED_BEFORE
+    if is_good and {_name(host) for host in hosts} <= {_name(host) for host in known}:
         return []
+    wanted = [*(hosts or ([] if known else ["scheduler"])), *known, "localhost", "127.0.0.1"]
+    hosts = list(dict.fromkeys(wanted))
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
     certificate = (
@@ -95,6 +100,18 @@ def _ends(certificate: Path) -> datetime:
     from cryptography import x509
 
     return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+
+
+def _hosts(certificate: Path) -> list[str]:
+    """The names and addresses that a certificate is for; none of one that is of somebody else's make."""
+    from cryptography import x509
+
+    try:
+        loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
+        names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound):
+        return []
+    return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
 
 
 def _name(host: str):

@@ -172,6 +172,25 @@ def test_a_token_may_be_in_a_file(
     assert read() == "given"
 
 
+def test_a_certificate_that_lacks_a_host_is_made_anew_with_the_hosts_that_it_had(tmp_path: Path) -> None:
+    def names(*hosts: str) -> tuple[int, set[str]]:
+        options = [word for host in hosts for word in ("--host", host)]
+        done = CliRunner().invoke(app, ["init-secrets", str(tmp_path), *options], catch_exceptions=False)
+        certificate = x509.load_pem_x509_certificate((tmp_path / "scheduler-client" / "ca.crt").read_bytes())
+        made = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        addresses = map(str, made.get_values_for_type(x509.IPAddress))
+        return len(done.output.splitlines()), {*made.get_values_for_type(x509.DNSName), *addresses}
+
+    local = {"localhost", "127.0.0.1"}
+    assert names() == (7, {"scheduler"} | local)
+    assert names("towline-scheduler", "10.0.0.7") == (
+        3,
+        {"scheduler", "towline-scheduler", "10.0.0.7"} | local,
+    )
+    assert names("towline-scheduler") == (0, {"scheduler", "towline-scheduler", "10.0.0.7"} | local)
+    assert names() == (0, {"scheduler", "towline-scheduler", "10.0.0.7"} | local)
+
+
 def test_secrets_without_what_makes_them_say_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
