@@ -68,6 +68,8 @@ async def _runs(status: str | None, limit: int, *, as_json: bool) -> None:
 
     url = await relay.find()
     if url is None:
+        if relay.configured_url() is not None:
+            raise CliError("runs come from the relay, and TOWLINE_RELAY_URL is none: set it to where one is")
         raise CliError(
             f"no relay answers at {relay.DEFAULT_URL}: start one (towline dev does), "
             "or set TOWLINE_RELAY_URL to where it is"

@@ -129,6 +129,13 @@ def test_a_relay_that_is_away_is_one_line_with_the_fix(monkeypatch: pytest.Monke
     assert "set TOWLINE_RELAY_URL" in done.stderr
 
 
+def test_a_relay_that_there_is_none_of_by_setting_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOWLINE_RELAY_URL", "none")
+    done = runner.invoke(app, ["runs"])
+    assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
+    assert "TOWLINE_RELAY_URL is none" in done.stderr
+
+
 def test_help_lists_every_role_without_loading_it() -> None:
     code = (
         "import sys; from towline.cli.app import app\n"
