@@ -64,7 +64,7 @@ def flat(request: ExportTraceServiceRequest) -> list[Any]:
         for scope in resource.scope_spans
         for span in scope.spans
     ]
-    return sorted(found, key=lambda one: (one[3].trace_id, one[3].span_id, one[3].SerializeToString()))
+    return sorted(found, key=lambda one: (one[3].SerializeToString(), *one[:3]))
 
 
 @given(st.lists(spans, max_size=5))
