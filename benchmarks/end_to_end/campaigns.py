@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from benchmarks.end_to_end import installed, report
 from benchmarks.end_to_end.load import Load, load
@@ -87,13 +87,9 @@ async def started(
     """
     bootstrap, kafka_pid = at
     system = SYSTEMS[name](bootstrap, tag=tag)
-    await asyncio.to_thread(system.start)
-    try:
-        async with load(system, kafka_pid) as generator:
-            await warm_up(generator, warm_up_runs)
-            yield generator
-    finally:
-        await asyncio.to_thread(system.stop)
+    async with up(system), load(system, kafka_pid) as generator:
+        await warm_up(generator, warm_up_runs)
+        yield generator
 
 
 @asynccontextmanager
@@ -101,11 +97,33 @@ async def kafka() -> AsyncGenerator[tuple[str, int]]:
     """A Kafka of its own: address and process id."""
     with tempfile.TemporaryDirectory(prefix="towline-bench-kafka-") as folder:
         part = KafkaPart(data=Path(folder))
-        await asyncio.to_thread(part.start)
-        try:
+        async with up(part):
             yield part.bootstrap, part.pid
-        finally:
-            await asyncio.to_thread(part.stop)
+
+
+class Startable(Protocol):
+    """What has processes."""
+
+    def start(self) -> object:
+        """Start them, and wait until they serve."""
+        ...
+
+    def stop(self) -> object:
+        """Stop those that run. Idempotent."""
+        ...
+
+
+@asynccontextmanager
+async def up(startable: Startable) -> AsyncGenerator[None]:
+    """Started on entry, stopped at the end: also when Ctrl-C comes while it is being started."""
+    starting = asyncio.ensure_future(asyncio.to_thread(startable.start))
+    try:
+        # Cancelled, the thread would go on alone and start what nobody stops.
+        await asyncio.shield(starting)
+        yield
+    finally:
+        await asyncio.wait({starting})
+        await asyncio.to_thread(startable.stop)
 
 
 async def side_by_side(
@@ -189,8 +207,7 @@ async def data_growth(names: Sequence[str], runs: int) -> Results:
         for label, before in (("young", _GROWTH_YOUNG), ("old", runs)):
             bootstrap, kafka_pid = await stack.enter_async_context(kafka())
             system = Towline(bootstrap)
-            await asyncio.to_thread(system.start)
-            stack.push_async_callback(asyncio.to_thread, system.stop)
+            await stack.enter_async_context(up(system))
             generator = await stack.enter_async_context(load(system, kafka_pid))
             generators.append((label, generator))
             await _fill(generator, before)
