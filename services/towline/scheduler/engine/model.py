@@ -348,9 +348,8 @@ class Entity:
         if self.batch is not None or self.deleted or not self.queue:
             return False
         if self.lock_section is None:
-            return (
-                self.queue[0].kind != OperationKind.LOCK
-            )  # asked for each signal: not to go through them all
+            # As `admissible` says, without going through all that wait: it is asked for each signal.
+            return self.queue[0].kind != OperationKind.LOCK
         return bool(self.admissible())
 
     @property
