@@ -227,14 +227,19 @@ def test_a_completion_sent_over_a_restart_is_judged_by_its_token(
     assert results == ['"kept"']
 
 
-def test_a_second_server_on_the_same_data_refuses_to_start(own_server: ServerProcess) -> None:
-    second = subprocess.run(
-        [*own_server.command, "--data", str(own_server.data), "--listen", "127.0.0.1:0"],
+def another_start(server: ServerProcess) -> subprocess.CompletedProcess[str]:
+    """What comes of starting a server on the data of `server` that is not going to serve."""
+    return subprocess.run(
+        [*server.command, "--data", str(server.data), "--listen", "127.0.0.1:0"],
         capture_output=True,
         timeout=20,
         check=False,
         text=True,
     )
+
+
+def test_a_second_server_on_the_same_data_refuses_to_start(own_server: ServerProcess) -> None:
+    second = another_start(own_server)
 
     assert second.returncode != 0
     assert "in use" in (second.stdout + second.stderr).lower()
@@ -249,13 +254,7 @@ def test_a_damaged_file_is_refused_with_a_clear_error(own_server: ServerProcess)
         with path.open("r+b") as file:
             file.write(b"not a database " * 200)
 
-    again = subprocess.run(
-        [*own_server.command, "--data", str(own_server.data), "--listen", "127.0.0.1:0"],
-        capture_output=True,
-        timeout=20,
-        check=False,
-        text=True,
-    )
+    again = another_start(own_server)
 
     assert again.returncode != 0
     assert "Traceback" not in again.stderr
@@ -264,13 +263,7 @@ def test_a_damaged_file_is_refused_with_a_clear_error(own_server: ServerProcess)
 
 def refused_start(server: ServerProcess) -> str:
     """What a server says that does not start."""
-    ended = subprocess.run(
-        [*server.command, "--data", str(server.data), "--listen", "127.0.0.1:0"],
-        capture_output=True,
-        timeout=20,
-        check=False,
-        text=True,
-    )
+    ended = another_start(server)
     assert ended.returncode == 2
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
     return ended.stderr

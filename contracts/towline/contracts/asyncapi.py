@@ -158,14 +158,7 @@ def _dead_letter() -> dict[str, Any]:
         "name": "dead-letter",
         "title": "DeadLetter",
         "summary": "A record that could not be trusted: its key, value and headers as they were, and why.",
-        "headers": {
-            "type": "object",
-            "properties": {
-                name: {"type": "string", "description": description}
-                for name, description in (_DEAD_LETTER_HEADERS | _VALUE_LEFT_OUT).items()
-            },
-            "required": list(_DEAD_LETTER_HEADERS),
-        },
+        "headers": _texts(_DEAD_LETTER_HEADERS | _VALUE_LEFT_OUT, required=list(_DEAD_LETTER_HEADERS)),
         "payload": {"description": "The value of the record as it was: any bytes, or null."},
     }
 
@@ -175,16 +168,17 @@ def _dead_letter_mark() -> dict[str, Any]:
         "name": "dead-letter-mark",
         "title": "DeadLetterMark",
         "summary": "Takes a dead letter off the open ones.",
-        "headers": {
-            "type": "object",
-            "properties": {
-                name: {"type": "string", "description": description}
-                for name, description in _MARK_HEADERS.items()
-            },
-            "required": ["towline_dead_letter_mark", "towline_dead_letter_mark_of"],
-        },
+        "headers": _texts(
+            _MARK_HEADERS, required=["towline_dead_letter_mark", "towline_dead_letter_mark_of"]
+        ),
         "payload": {"description": "Empty."},
     }
+
+
+def _texts(descriptions: Mapping[str, str], *, required: list[str]) -> dict[str, Any]:
+    """Schema of headers that are texts."""
+    properties = {name: {"type": "string", "description": text} for name, text in descriptions.items()}
+    return {"type": "object", "properties": properties, "required": required}
 
 
 def _headers() -> dict[str, Any]:

@@ -46,16 +46,9 @@ class App:
 
 @pytest.fixture
 async def served() -> AsyncIterator[tuple[App, int]]:
-    app, port = App(), lease()
-    config = uvicorn.Config(
-        app, http=StreamingProtocol, host="127.0.0.1", port=port, log_config=None, lifespan="off"
-    )
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    await eventually_async(lambda: server.started)
-    yield app, port
-    server.should_exit = True
-    await serving
+    app = App()
+    async with _serving(app, StreamingProtocol) as (port, _):
+        yield app, port
 
 
 async def test_a_connection_that_is_lost_is_told_and_leaves_nothing_for_the_garbage_collector(
@@ -100,20 +93,17 @@ async def _large(_scope: Scope, receive: Receive, send: Send) -> None:
 
 
 _LARGE = 20_000_000
+_BRIEF = {"timeout_keep_alive": 1, "timeout_graceful_shutdown": 1}
+"""What uvicorn itself waits for, in seconds."""
 
 
 @asynccontextmanager
-async def _serving(protocol: type[StreamingProtocol]) -> AsyncIterator[tuple[int, uvicorn.Server]]:
+async def _serving(
+    app: Any, protocol: type[StreamingProtocol], **options: Any
+) -> AsyncIterator[tuple[int, uvicorn.Server]]:
     port = lease()
     config = uvicorn.Config(
-        _large,
-        http=protocol,
-        host="127.0.0.1",
-        port=port,
-        log_config=None,
-        lifespan="off",
-        timeout_keep_alive=1,
-        timeout_graceful_shutdown=1,
+        app, http=protocol, host="127.0.0.1", port=port, log_config=None, lifespan="off", **options
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
@@ -125,7 +115,7 @@ async def _serving(protocol: type[StreamingProtocol]) -> AsyncIterator[tuple[int
 
 @pytest.mark.parametrize("requests", [REQUEST, REQUEST * 10_000])
 async def test_who_takes_nothing_of_an_answer_is_cut_off_and_who_is_slow_is_not(requests: bytes) -> None:
-    async with _serving(Patience) as (port, server):
+    async with _serving(_large, Patience, **_BRIEF) as (port, server):
         open_now = server.server_state.connections
         with socket.create_connection(("127.0.0.1", port)) as idle:
             idle.sendall(requests)
@@ -150,7 +140,7 @@ async def test_who_takes_nothing_of_an_answer_is_cut_off_and_who_is_slow_is_not(
     ],
 )
 async def test_a_request_head_without_end_is_refused(head: bytes) -> None:
-    async with _serving(StreamingProtocol) as (port, _):
+    async with _serving(_large, StreamingProtocol, **_BRIEF) as (port, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(head)
         answer = await asyncio.wait_for(reader.read(), 10)
@@ -170,7 +160,7 @@ async def test_a_request_head_without_end_is_refused(head: bytes) -> None:
 )
 @pytest.mark.parametrize("before", [b"", REQUEST])
 async def test_a_request_that_is_never_whole_holds_no_connection(before: bytes, begun: bytes) -> None:
-    async with _serving(Patience) as (port, _):
+    async with _serving(_large, Patience, **_BRIEF) as (port, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(before)
         if before:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,23 +12,28 @@ from tests.integration.wire.conftest import plan
 from tests.integration.wire.raw import Wire
 
 from towline.contracts.settings import SchedulerSettings
-from towline.dev.stack import Stack
+from towline.dev.stack import Stack, StackPlan
 from towline.testing import record
 
 ISSUE = {"topic": "tides", "readers": 40}
 
 
 @pytest.fixture(scope="module")
-def app_stack(
+def planned(
     kafka: str, valkey: str, scheduler: str, tmp_path_factory: pytest.TempPathFactory
-) -> Generator[Stack]:
+) -> Callable[[], StackPlan]:
+    """Plans of stacks with the example, each with a folder and names of its own."""
     given = {
         "TOWLINE_KAFKA_BOOTSTRAP": kafka,
         "TOWLINE_REDIS_URL": valkey,
         "TOWLINE_SCHEDULER_ADDRESS": scheduler,
     }
-    planned = replace(plan(tmp_path_factory.mktemp("app"), given), app="examples.app_style.app:app")
-    with Stack(planned).running() as stack:
+    return lambda: replace(plan(tmp_path_factory.mktemp("app"), given), app="examples.app_style.app:app")
+
+
+@pytest.fixture(scope="module")
+def app_stack(planned: Callable[[], StackPlan]) -> Generator[Stack]:
+    with Stack(planned()).running() as stack:
         yield stack
 
 
@@ -115,25 +119,19 @@ async def test_a_cancel_compensates(app_wire: Wire) -> None:
 
 
 async def test_a_slot_is_given_back_also_when_the_model_is_away(
-    kafka: str, valkey: str, scheduler: str, tmp_path: Path
+    planned: Callable[[], StackPlan], scheduler: str
 ) -> None:
-    given = {
-        "TOWLINE_KAFKA_BOOTSTRAP": kafka,
-        "TOWLINE_REDIS_URL": valkey,
-        "TOWLINE_SCHEDULER_ADDRESS": scheduler,
-    }
-    planned = plan(tmp_path, given)
     nowhere = {
         "EXAMPLES_MODEL": "openai",
         "OPENAI_MODEL": "m",
         "OPENAI_API_KEY": "k",
         "OPENAI_BASE_URL": "http://127.0.0.1:1",
     }
-    planned = replace(planned, app="examples.app_style.app:app", settings={**planned.settings, **nowhere})
-    stack = Stack(planned)
+    own = planned()
+    stack = Stack(replace(own, settings={**own.settings, **nowhere}))
     await asyncio.to_thread(stack.start)
     try:
-        hub = SchedulerSettings(address=scheduler, taskhub=planned.settings["TOWLINE_SCHEDULER_TASKHUB"])
+        hub = SchedulerSettings(address=scheduler, taskhub=own.settings["TOWLINE_SCHEDULER_TASKHUB"])
         async with Wire(stack.kafka.bootstrap, stack.kafka.topic_prefix) as wire:
             run_id = await wire.start("newsletter", ISSUE)
             outcome = await wire.outcome(run_id)

@@ -33,12 +33,16 @@ def contained(execute: Callable[[], A], failed: Callable[[Exception], B]) -> A |
         return execute()
     except (GreenletExit, GeneratorExit):  # nobody waits for the answer any more
         raise
-    except Exception as error:  # noqa: BLE001 — see above
-        _log.exception("item_raised")
-        return failed(error)
     except BaseException as error:  # noqa: BLE001 — see above
         _log.exception("item_raised")
-        return failed(WorkerError(f"the code raised {type(error).__name__}: {message_of(error)}"))
+        return failed(_as_exception(error))
+
+
+def _as_exception(error: BaseException) -> Exception:
+    """What the user's code raised, as something that an item can be failed with."""
+    if isinstance(error, Exception):
+        return error
+    return WorkerError(f"the code raised {type(error).__name__}: {message_of(error)}")
 
 
 class _DescribingExecutor(_EntityExecutor):
@@ -54,10 +58,8 @@ class _DescribingExecutor(_EntityExecutor):
             return super().execute(*arguments, **options)
         except (GreenletExit, GeneratorExit):  # nobody waits for the answer any more
             raise
-        except Exception as error:  # noqa: BLE001 — whatever the user's code raises
-            failure = _described(error)
         except BaseException as error:  # noqa: BLE001 — see `contained`
-            failure = WorkerError(f"the code raised {type(error).__name__}: {message_of(error)}")
+            failure = _described(_as_exception(error))
         # Not where it was caught: an error is described together with the one that it was raised in.
         raise failure
 
