@@ -181,6 +181,7 @@ class Host:
             0 if outlet.is_stuck else timeout_s * 0.8, outlet.close
         )
         clean = await dispatcher.stop(timeout_s)
+        await outlet.flush()
         giving_up.cancel()
         outlet.close()
         _log.info("worker_stopped", extra={"clean": clean, "took_s": time.monotonic() - began})

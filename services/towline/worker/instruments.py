@@ -59,7 +59,7 @@ def record(turn: Turn, *, now: datetime) -> None:
     """Tell of what `turn` has said, now that it is said."""
     run_type = "unknown" if turn.run is None else turn.run.envelope.run_type
     for said in turn.outbox:
-        if isinstance(said, Publish):
+        if isinstance(said, Publish) and not _is_repeated(said, turn):
             _published(said.event.data, run_type, turn.run, now)
     for waited in turn.waited:
         labels = {"run_type": run_type, "outcome": waited.outcome}
@@ -68,6 +68,10 @@ def record(turn: Turn, *, now: datetime) -> None:
         _tell_of_wait(waited, turn.run)
     if turn.retries:
         _retries.add(turn.retries, {"run_type": run_type})
+
+
+def _is_repeated(said: Publish, turn: Turn) -> bool:
+    return turn.repeats_beginning and isinstance(said.event.data, RunStarted)
 
 
 def _published(data: Any, run_type: str, run: Run | None, now: datetime) -> None:

@@ -1,4 +1,4 @@
-"""Sends what turns have to say, between their code and the report of their completion.
+"""Sends what turns have to say, between their code and the report of it; beginnings a moment later.
 
 While Kafka is away a turn waits here; it is never failed for it. It gives up only when the scheduler has
 delivered the same turn again (that delivery says the same), or when the host stops.
@@ -24,8 +24,10 @@ from towline.contracts.events import (
     RunCompleted,
     RunFailed,
     RunProgressed,
+    RunStarted,
 )
 from towline.telemetry import metrics
+from towline.worker.beginnings import Beginnings
 from towline.worker.errors import TurnAbandonedError
 from towline.worker.halves import mended
 from towline.worker.turn import Publish, RaiseOn, Turn
@@ -65,6 +67,7 @@ class Outlet:
         self._waiting: dict[str, Future[None] | asyncio.Future[None]] = {}
         self._closed = False
         self._stuck_since_attempt = 0
+        self._beginnings = Beginnings(self._publish_all)
 
     @property
     def waiting_count(self) -> int:
@@ -91,6 +94,31 @@ class Outlet:
             waiting = list(self._waiting.values())
         for future in waiting:
             future.cancel()
+        self._beginnings.close()
+
+    async def flush(self) -> None:
+        """Send what is put off; returns when Kafka has it or the outlet is closed."""
+        if not self._closed:
+            await self._beginnings.flush()
+
+    def knows_beginning(self, instance_id: str) -> bool:
+        """Whether it is told from here that the run has started."""
+        return self._beginnings.is_known(instance_id)
+
+    def put_off(self, turn: Turn) -> bool:
+        """Say a moment later all that `turn` says, if it says no more than that its run has started.
+
+        Only for a turn that is followed by another. Not while Kafka is slow or away: then turns wait, and
+        the worker takes no more of them.
+        """
+        match turn.outbox:
+            case [Publish(event)] if isinstance(event.data, RunStarted):
+                if self._closed or self.is_stuck or not self._beginnings.has_room:
+                    return False
+                self._beginnings.put_off(turn.instance_id, event)
+                return True
+            case _:
+                return False
 
     def send(self, turn: Turn, raise_event: RaiseEvent) -> None:
         """Send all that `turn` says, in order. Blocks until it is done.
@@ -127,11 +155,11 @@ class Outlet:
         await self._deliver(turn.instance_id, events)
 
     async def _deliver(self, instance_id: str, events: list[Event]) -> None:
-        if not events:
+        if not events and not self._beginnings.is_open(instance_id):
             return
         if self._closed:
             raise TurnAbandonedError(f"{instance_id}: the host is stopping")
-        sending = asyncio.ensure_future(self._publish_all(events))
+        sending = asyncio.ensure_future(self._publish_with_beginning(instance_id, events))
         self._waiting[instance_id] = sending
         try:
             await sending
@@ -144,13 +172,24 @@ class Outlet:
             if self._waiting.get(instance_id) is sending:
                 del self._waiting[instance_id]
 
+    async def _publish_with_beginning(self, instance_id: str, events: list[Event]) -> None:
+        events = [*await self._beginnings.claim(instance_id), *events]
+        try:
+            await self._publish_all(events)
+        except BaseException:
+            self._beginnings.release(instance_id)
+            raise
+        if any(isinstance(event.data, RunStarted) for event in events):
+            self._beginnings.told(instance_id)
+
     def _publish(self, instance_id: str, events: list[Event]) -> None:
         if not events:
             return
         with self._lock:
             if self._closed:
                 raise TurnAbandonedError(f"{instance_id}: the host is stopping")
-            future = asyncio.run_coroutine_threadsafe(self._publish_all(events), self._loop)
+            publishing = self._publish_with_beginning(instance_id, events)
+            future = asyncio.run_coroutine_threadsafe(publishing, self._loop)
             self._waiting[instance_id] = future
         try:
             future.result()
@@ -197,6 +236,9 @@ class Outlet:
 def _batches(events: Sequence[Event]) -> list[Sequence[Event]]:
     outcomes = [event for event in events if event.data.topic == "results"]
     others = [event for event in events if event.data.topic != "results"]
+    if all(isinstance(event.data, RunStarted) for event in others):
+        # Of nothing that a reader of the outcome would miss.
+        return [[*others, *outcomes]]
     return [batch for batch in (others, outcomes) if batch]
 
 

@@ -166,17 +166,21 @@ class Run:
         """Note the beginning; announce it in the first generation of a run."""
         if self.counters.started_at is None:
             self.counters.started_at = self.now
-        if self.is_root and self.is_first_generation:
-            envelope = self.envelope
-            self.say(
-                ids.started_id(envelope.run_id),
-                RunStarted(
-                    run_id=envelope.run_id,
-                    run_type=envelope.run_type,
-                    session_id=envelope.session_id,
-                    tags=envelope.tags,
-                ),
-            )
+        turn = current_turn()
+        if not self.is_root or not self.is_first_generation or turn is None:
+            return
+        if self.native.is_replaying and not turn.repeats_beginning:
+            return
+        envelope = self.envelope
+        data = RunStarted(
+            run_id=envelope.run_id,
+            run_type=envelope.run_type,
+            session_id=envelope.session_id,
+            tags=envelope.tags,
+        )
+        # Whichever turn says it, it is the same.
+        said = self._publish(ids.started_id(envelope.run_id), data, time=self.counters.started_at)
+        turn.outbox.append(said)
 
     def progressed(self, status: Any) -> None:
         """Announce a custom status (JSON)."""
@@ -254,17 +258,7 @@ class Run:
 
     def say(self, event_id: str, data: EventData) -> None:
         """Put an event into the turn's outbox, unless the turn that said it is only replayed."""
-        self._put(
-            Publish(
-                Event(
-                    id=event_id,
-                    source=self.source,
-                    data=data,
-                    traceparent=self.traceparent,
-                    tracestate=self.envelope.tracestate,
-                )
-            )
-        )
+        self._put(self._publish(event_id, data))
 
     def raise_on(self, instance_id: str, name: str, data: dict[str, Any]) -> None:
         """Put an external event for another instance into the turn's outbox."""
@@ -288,6 +282,18 @@ class Run:
             "children": [*self.earlier_children, *children][-CHILDREN_CARRIED_MAX:],
             "book": self.book.carried(),
         }
+
+    def _publish(self, event_id: str, data: EventData, *, time: datetime | None = None) -> Publish:
+        return Publish(
+            Event(
+                id=event_id,
+                source=self.source,
+                data=data,
+                time=time,
+                traceparent=self.traceparent,
+                tracestate=self.envelope.tracestate,
+            )
+        )
 
     def _tell_root(self, notice: ChildAsk) -> None:
         if not self.is_root:

@@ -2,7 +2,7 @@
 
 Nothing is said while the turn's code runs. The host sends the outbox after the code and before it
 reports the turn's completion, so that nothing is said for a turn that never ran, and a turn that is
-repeated after a crash says the same things under the same ids.
+repeated after a crash says the same things under the same ids. Of the one exception see `beginnings`.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class Turn:
     position: int
     """How many events the instance's history held before this turn: the same however often it repeats."""
     outbox: list[Said] = field(default_factory=list["Said"])
+    repeats_beginning: bool = False
+    """It says that the run has started although an earlier turn did: that one may not have been heard."""
     progress_count: int = 0
     run: Run | None = None
     waited: list[Waited] = field(default_factory=list["Waited"])

@@ -159,7 +159,12 @@ class TowlineWorker(DurableTaskSchedulerWorker):
         self.outlet.replace(request.instanceId)
         if tracing_is_on():
             sdk.pin_trace(request)
-        return Turn(request.instanceId, len(request.pastEvents))
+        return Turn(
+            request.instanceId,
+            len(request.pastEvents),
+            repeats_beginning=sdk.is_second_turn(request)
+            and not self.outlet.knows_beginning(request.instanceId),
+        )
 
     def end_turn(
         self, turn: Turn, request: sdk.OrchestratorRequest, response: sdk.OrchestratorResponse

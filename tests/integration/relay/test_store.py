@@ -92,6 +92,16 @@ async def test_asks_that_a_run_left_open_at_its_end_are_counted_no_more(books: B
     assert await books.index.approvals_waiting() == (0, None)
 
 
+async def test_a_run_whose_beginning_comes_after_its_end_has_its_tags_all_the_same(books: Books) -> None:
+    """Both may be on their way at once, and Kafka have trouble with the partition of one of them."""
+    await books.failed("r1")
+    await books.started("r1", order="7")
+    (listed,), _ = await books.index.runs(RunFilter(tags=("order=7",)), limit=10, cursor=None)
+    assert (listed["status"], listed["tags"]) == ("failed", {"order": "7"})
+    [*_, last] = await books.redis.xrange(books.keys.stream("r1"))
+    assert last[1]["type"] == "error", "its stream stays over"
+
+
 async def test_a_page_leaves_out_nothing_when_the_last_run_before_it_has_left_the_list(books: Books) -> None:
     for number in range(9):
         await books.started(f"r{number}")  # all in one millisecond

@@ -27,7 +27,7 @@ from durabletask.task import ActivityContext, OrchestrationContext, RetryPolicy
 from pydantic import BaseModel
 
 from towline.testing.scripted import Reply, Rule, ScriptedChatClient
-from towline.worker import App, RunCancelled, RunHandle, Steps
+from towline.worker import App, RunCancelled, RunHandle, Steps, beginnings
 from towline.worker.turn import Turn
 
 
@@ -289,12 +289,31 @@ def payment(run: RunHandle, request: Payment) -> Steps[str]:
     return (yield run.activity(pay, request))
 
 
+@app.activity
+def charge_card(payment: Payment) -> str:
+    """Dies with its process the first time."""
+    _die_once("charging")
+    return f"charged {payment.amount}"
+
+
+@app.orchestration
+def charge(run: RunHandle, request: Payment) -> Steps[str]:
+    """Its first turn has nothing to say but that the run has started."""
+    return (yield run.activity(charge_card, request))
+
+
+def _die_once(moment: str) -> None:
+    marker = Path(os.environ["WORKER_TEST_MARKERS"]) / moment
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 class _Crashing:
     """An outlet that kills its process once, before or after a turn has said something."""
 
-    def __init__(self, inner: Any, folder: Path) -> None:
+    def __init__(self, inner: Any) -> None:
         self._inner = inner
-        self._folder = folder
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -314,14 +333,12 @@ class _Crashing:
             self._die("after", turn)
 
     def _die(self, moment: str, turn: Turn) -> None:
-        marker = self._folder / f"{moment}-{turn.instance_id}-{turn.position}"
-        if not marker.exists():
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        _die_once(f"{moment}-{turn.instance_id}-{turn.position}")
 
 
 def crashing(worker: Any) -> None:
     """Dies before and after every turn that says something, once each."""
-    folder = Path(os.environ["WORKER_TEST_MARKERS"])
     app(worker)
-    worker.outlet = _Crashing(worker.outlet, folder)
+    worker.outlet = _Crashing(worker.outlet)
+    # What is put off goes out with the next turn only: until then the process dies.
+    beginnings.PATIENCE_S = 3600.0

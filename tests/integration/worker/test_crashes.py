@@ -72,6 +72,40 @@ async def test_a_crash_before_or_after_each_publish_repeats_the_same_events(
     }
 
 
+async def test_a_beginning_that_died_with_its_worker_is_told_by_the_next(
+    stack: StackFactory, markers: Path
+) -> None:
+    """The first turn was reported, and what it has called runs; that the run has started nobody has heard."""
+    started = await asyncio.to_thread(
+        stack,
+        f"{APPS}:crashing",
+        settings={"WORKER_TEST_MARKERS": str(markers)},
+        roles=("bridge", "worker"),
+    )
+    worker = started["worker"]
+    async with Wire(started.kafka.bootstrap, started.kafka.topic_prefix) as wire:
+        run_id = await wire.start("charge", {"amount": 5})
+        await asyncio.to_thread(eventually, lambda: not worker.is_running, "it dies at work")
+        assert wire.of(run_id) == []
+        stop = asyncio.Event()
+        starter = asyncio.create_task(keep_starting(worker, stop))
+        try:
+            outcome = await wire.outcome(run_id, timeout_s=90)
+            await wire.until(lambda: len(wire.outcomes(run_id)) >= 2, "the repeat", timeout_s=60)
+        finally:
+            stop.set()
+            await starter
+    deaths = await asyncio.to_thread(
+        lambda: sorted(path.name.partition("-")[0] for path in markers.iterdir())
+    )
+    assert deaths == ["after", "before", "charging"]
+    assert outcome.data["output"] == "charged 5"
+    beginnings = wire.of(run_id, "run.started")
+    assert {seen.id for seen in beginnings} == {f"{run_id}/started"}
+    assert len({seen.headers["ce_time"] for seen in beginnings}) == 1
+    assert wire.of(run_id)[0].type == "run.started"
+
+
 async def test_turns_wait_while_kafka_is_away_and_no_run_fails_for_it(stack: StackFactory) -> None:
     started = await asyncio.to_thread(
         stack, f"{APPS}:setup_worker", own=("kafka",), roles=("bridge", "worker")

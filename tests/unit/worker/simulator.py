@@ -47,6 +47,9 @@ class PaperOutlet:
 
     def replace(self, instance_id: str) -> None: ...
 
+    def knows_beginning(self, instance_id: str) -> bool:
+        return True
+
     def close(self) -> None: ...
 
 

@@ -50,6 +50,10 @@ end
 local over = redis.call('HEXISTS', turns, 'ended') == 1
 if over then
   if not progress then redis.call('SADD', written, event) end
+  -- That it has started, say, and with which tags: what is known by now stays.
+  if mode == 'more' and not progress then
+    for i = FIELDS, #ARGV, 2 do redis.call('HSETNX', run, ARGV[i], ARGV[i + 1]) end
+  end
   return answer('late')
 end
 if mode ~= 'more' then

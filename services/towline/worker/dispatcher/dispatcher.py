@@ -283,7 +283,8 @@ class Dispatcher:
         accepted = False
         try:
             await self._payloads.keep(answer.message, patience_s=TURN_PATIENCE_S)
-            await self._outlet.deliver(turn, lambda said: self._raise_event(connection, said))
+            if not (sdk.is_followed(answer.message) and self._outlet.put_off(turn)):
+                await self._outlet.deliver(turn, lambda said: self._raise_event(connection, said))
             said_at = worker.now()
             # Before the report: the next turn may be here before its answer is.
             keeper.keep(request, carried, loop.time())

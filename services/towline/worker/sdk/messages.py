@@ -77,6 +77,30 @@ def completion(response: pb.OrchestratorResponse) -> pb.CompleteOrchestrationAct
     return None
 
 
+def is_followed(answer: Any) -> bool:
+    """Whether another turn is sure to follow the one that is answered so: it has called somebody."""
+    if not isinstance(answer, pb.OrchestratorResponse) or completion(answer) is not None:
+        return False
+    return any(
+        action.HasField("scheduleTask")
+        or (
+            action.HasField("sendEntityMessage")
+            and action.sendEntityMessage.HasField("entityOperationCalled")
+        )
+        for action in answer.actions
+    )
+
+
+def is_second_turn(request: pb.OrchestratorRequest) -> bool:
+    """Whether its instance has had one turn before."""
+    turns = 0
+    for event in request.pastEvents:
+        turns += event.HasField("orchestratorStarted")
+        if turns > 1:
+            return False
+    return turns == 1
+
+
 def resolve_payloads(
     response: pb.OrchestratorResponse, store: PayloadStore | None
 ) -> pb.OrchestratorResponse:
