@@ -304,6 +304,10 @@ class _NoOutlet:
     def replace(self, instance_id: str) -> None:
         del instance_id
 
+    def knows_beginning(self, instance_id: str) -> bool:
+        del instance_id
+        return True
+
     def send(self, turn: Turn, raise_event: Any) -> None:
         del turn, raise_event
 
