@@ -9,6 +9,8 @@ The same goes for a batch that it cannot read (spoilt on a broker's disk, or com
 library is missing): it raises a KafkaError. Nothing may be passed over there, so the partition waits, and is
 tried again, while the others go on.
 
+How much a broker gathers before it answers is fixed when a consumer is made: see `TolerantConsumer.gather`.
+
 And its clients have a broker that creates topics by itself (Kafka's default) create every topic that they ask
 for: see `create_no_topics`. All private knowledge of aiokafka is in this module; a test with a real
 broker tells when it no longer holds.
@@ -37,6 +39,7 @@ _Batches: TypeAlias = "dict[TopicPartition, list[ConsumerRecord[Any, Any]]]"
 _UNPACK: Final = "_unpack_records"
 _TAKE: Final = "getall"
 _POLL: Final = "fetched_records"
+_MIN_BYTES: Final = "_fetch_min_bytes"
 _NO_TIMESTAMP: Final = -1
 _RETRY_S: Final = 10.0
 _FIX: Final = (
@@ -76,6 +79,16 @@ class TolerantConsumer(AIOKafkaConsumer):
         """Paused here, because of a batch that cannot be read."""
         self._paused_too: set[TopicPartition] = set()
         """Of those, the ones that were paused by the caller meanwhile."""
+
+    def gather(self, min_bytes: int) -> None:
+        """Have brokers answer once they have `min_bytes`, or after ``fetch_max_wait_ms``; 1: at once.
+
+        From the next fetch on: one that waits at a broker ends as it was meant to. With an aiokafka that has
+        this elsewhere, fetches go on as they are.
+        """
+        fetcher = getattr(self, "_fetcher", None)
+        if hasattr(fetcher, _MIN_BYTES):
+            setattr(fetcher, _MIN_BYTES, min_bytes)
 
     def pause(self, *partitions: TopicPartition) -> None:  # noqa: D102  # inherited
         cast("Any", super()).pause(*partitions)

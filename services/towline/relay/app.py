@@ -29,8 +29,18 @@ def build_app(
     authenticators: Sequence[Authenticator],
     live: Check,
     ready: Check,
+    asked: Callable[[], None],
 ) -> Starlette:
-    """The relay's ASGI application."""
+    """The relay's ASGI application.
+
+    Args:
+        door: The API.
+        settings: Limits, and whose pages may ask.
+        authenticators: Tried in order; the first that knows the caller wins.
+        live: What a restart would mend, or None.
+        ready: Why the relay is of no use now, or None.
+        asked: Called for each request of the API that is let through.
+    """
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     middleware = [
         Middleware(
@@ -38,6 +48,7 @@ def build_app(
             authenticators=authenticators,
             limiter=RateLimiter(rate_per_s=settings.rate_per_s, burst=settings.rate_burst),
             origins=frozenset(origins),
+            admitted=asked,
             loopback_only=any(isinstance(one, NoAuth) for one in authenticators),
         )
     ]

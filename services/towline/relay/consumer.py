@@ -22,25 +22,18 @@ from towline.contracts.cloudevents import decode
 from towline.contracts.errors import DataElsewhereError, DecodeError, PayloadStoreAwayError
 from towline.contracts.payloads import PayloadStore, decode_resolved
 from towline.contracts.settings import KafkaSettings
+from towline.relay.audience import Audience
 from towline.relay.ends import Held, HeldOutcomes, Progress
 from towline.relay.errors import RedisAwayError, RedisLostDataError
-from towline.relay.limits import Pace
 from towline.relay.member import member, wait_for
 from towline.relay.projection import Change, project, project_reference
+from towline.relay.reads import RECORDS_MAX, Reads
 from towline.relay.settings import RelaySettings
 from towline.relay.store import Applied, Mode, RunStore, Step
 from towline.relay.tracing import note_applied
 
 _log = logging.getLogger(__name__)
 
-_POLL_MS: Final = 300
-_POLL_HELD_MS: Final = 20
-"""Between two looks at outcomes that should be ready, but whose run's last tokens are still missing."""
-_READS_PER_S: Final = 10
-_READS_AT_ONCE: Final = 8
-"""A read that brings something costs round trips however little it brings. A few runs in flight never reach
-this rate and wait for nothing; beyond it, what comes within 100 ms shares a read."""
-_BATCH_COUNT: Final = 500
 _HELD_MAX: Final = 5_000
 _HELD_CHARS_MAX: Final = 32 * 1024 * 1024
 _CHECK_S: Final = 1.0
@@ -67,6 +60,7 @@ class LifecycleConsumer:
         kafka: Where Kafka is.
         settings: Group and waits.
         store: Where changes go.
+        audience: Who would notice that they are late.
         payloads: Has the data of events that carry a reference to it.
     """
 
@@ -75,6 +69,7 @@ class LifecycleConsumer:
         kafka: KafkaSettings,
         settings: RelaySettings,
         store: RunStore,
+        audience: Audience,
         payloads: PayloadStore | None = None,
     ) -> None:
         self._payloads = payloads
@@ -84,7 +79,8 @@ class LifecycleConsumer:
         self._store = store
         self._assignment = self._new_assignment(())
         self._checked_at = 0.0
-        self._pace = Pace(rate_per_s=_READS_PER_S, burst=_READS_AT_ONCE)
+        self._audience = audience
+        self._reads = Reads(audience)
         self._stopping = asyncio.Event()
         self._progress_at = time.monotonic()
         self._joined = False
@@ -155,11 +151,12 @@ class LifecycleConsumer:
     async def _batch(self, client: Any) -> None:
         assignment = self._assignment
         await self._position(client, assignment)
-        await asyncio.sleep(self._pace.wait_s(now=time.monotonic()))
-        due_in_s = assignment.held.due_in(now=time.monotonic())
-        timeout_ms = _POLL_MS if due_in_s is None else max(_POLL_HELD_MS, round(due_in_s * 1000))
+        await self._reads.turn()
+        now = time.monotonic()
+        client.gather(self._reads.min_bytes(now=now))
+        timeout_ms = self._reads.timeout_ms(assignment.held.due_in(now=now), now=now)
         # getmany waits without bound while a rebalance is under way: as a task it can be ended.
-        fetch = asyncio.ensure_future(client.getmany(timeout_ms=timeout_ms, max_records=_BATCH_COUNT))
+        fetch = asyncio.ensure_future(client.getmany(timeout_ms=timeout_ms, max_records=RECORDS_MAX))
         await asyncio.wait({fetch}, timeout=_STUCK_S)
         if not fetch.done():
             fetch.cancel()
@@ -169,11 +166,11 @@ class LifecycleConsumer:
             for tp, records in fetch.result().items()
             if self._assignment is assignment and tp not in assignment.unpositioned
         }
-        if batches:
-            self._pace.spend(now=time.monotonic())
+        sizes = [record.serialized_value_size for records in batches.values() for record in records]
+        self._reads.brought(sizes, now=time.monotonic())
         if batches or len(assignment.held):
             # Before anything is added: what Redis lost comes first, above all before a stream's end.
-            await self._store.advance([], known=assignment.known)
+            self._audience.elsewhere = await self._store.advance([], known=assignment.known)
         changed = await self._apply_events(assignment, batches)
         await self._hold_outcomes(client, assignment, batches)
         changed += await self._apply_outcomes(client, assignment)
@@ -320,7 +317,8 @@ class LifecycleConsumer:
         if not steps and not changed and now - self._checked_at < _CHECK_S:
             return
         # Without steps too: a restart of Redis while nothing happens may have lost what happened last.
-        await self._store.advance(steps, known=assignment.known, changed=changed)
+        listened = await self._store.advance(steps, known=assignment.known, changed=changed)
+        self._audience.elsewhere = listened
         self._checked_at = now
         assignment.known.update((step.partition, step.offset + 1) for step in steps)
         self.applied += len(steps)

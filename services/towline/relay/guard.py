@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -36,6 +36,7 @@ class Guard:
         app: What it guards.
         authenticators: Tried in order; the first that knows the caller wins.
         limiter: Counts requests by caller.
+        admitted: Called for each request of the API that is let through.
         origins: Other origins whose pages may send commands.
         loopback_only: Answer requests to this machine's own names only.
         open_paths: Served without credentials.
@@ -47,6 +48,7 @@ class Guard:
         *,
         authenticators: Sequence[Authenticator],
         limiter: RateLimiter,
+        admitted: Callable[[], None],
         origins: frozenset[str] = frozenset(),
         loopback_only: bool = False,
         open_paths: frozenset[str] = OPEN_PATHS,
@@ -54,6 +56,7 @@ class Guard:
         self._app = app
         self._authenticators = authenticators
         self._limiter = limiter
+        self._admitted = admitted
         self._origins = origins
         self._loopback_only = loopback_only
         self._open_paths = open_paths
@@ -78,6 +81,7 @@ class Guard:
                 principal = await self._who(connection)
                 self._limit(principal)
                 scope.setdefault("state", {})["principal"] = principal
+                self._admitted()
         except ProblemError as problem:
             await problem.response()(scope, receive, send_secured)
             return

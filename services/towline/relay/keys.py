@@ -30,6 +30,8 @@ class Keys:
         """Hash: "<topic>:<partition>" → next offset to apply. Kept with the data that it speaks of: when
         Redis loses data, it loses the offsets with it, and what was lost is read from Kafka again."""
         self._marks = f"{index}mark:"
+        self.listened = f"{index}listened"
+        """There while somebody listens to any of the relays: see `Audience`."""
         self.facets = f"{index}facets"
         """Set: names of the sorted sets by status, type and tag, so that they can be pruned."""
         self.idle_channel = f"{prefix}relay:idle"

@@ -44,6 +44,11 @@ class Pace:
         self._fill(now)
         return max(0.0, 1 - self._level) / self._rate_per_s
 
+    def left(self, *, now: float) -> float:
+        """How many pieces may follow each other at once."""
+        self._fill(now)
+        return self._level
+
     def spend(self, *, now: float) -> None:
         """A piece of work that counts was done."""
         self._fill(now)

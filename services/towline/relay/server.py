@@ -16,6 +16,7 @@ from towline.contracts.payloads import open_payload_store
 from towline.contracts.producer import EventProducer
 from towline.contracts.settings import KafkaSettings, PayloadSettings, RedisSettings
 from towline.relay.app import build_app
+from towline.relay.audience import Audience
 from towline.relay.auth.choose import authenticators_for, signer_for, split_listen
 from towline.relay.commands import Publisher
 from towline.relay.consumer import LifecycleConsumer
@@ -31,6 +32,7 @@ from towline.relay.settings import RelaySettings
 from towline.relay.store import RunStore
 
 _PRUNE_EVERY_S: Final = 60.0
+_LISTENED_EVERY_S: Final = 2.0
 _DRAIN_S: Final = 8
 _PUBLISH_TIMEOUT_S: Final = 10.0
 
@@ -64,7 +66,8 @@ async def serve(settings: RelaySettings, kafka: KafkaSettings, redis_settings: R
     )
     payload_settings = PayloadSettings()
     payloads = open_payload_store(payload_settings)
-    consumer = LifecycleConsumer(kafka, settings, store, payloads)
+    audience = Audience(lambda: hub.client_count)
+    consumer = LifecycleConsumer(kafka, settings, store, audience, payloads)
     index = RunIndex(client, keys)
     approvals = OpenApprovals()
     producer = EventProducer(
@@ -76,7 +79,12 @@ async def serve(settings: RelaySettings, kafka: KafkaSettings, redis_settings: R
     )
     door = Door(settings, keys, hub, index, store, publisher_of(producer), payloads, signer)
     app = build_app(
-        door, settings, authenticators=authenticators, live=consumer.not_alive, ready=consumer.not_ready
+        door,
+        settings,
+        authenticators=authenticators,
+        live=consumer.not_alive,
+        ready=consumer.not_ready,
+        asked=lambda: audience.asked(now=time.monotonic()),
     )
     observe(hub, consumer, approvals)
 
@@ -111,6 +119,7 @@ async def serve(settings: RelaySettings, kafka: KafkaSettings, redis_settings: R
         asyncio.create_task(hub.run(), name="hub"),
         asyncio.create_task(producer.start(), name="producer-start"),
         asyncio.create_task(_prune(store, settings), name="prune"),
+        asyncio.create_task(_say_who_listens(store, audience), name="audience"),
         asyncio.create_task(approvals.follow(index), name="open-approvals"),
     ]
     serving = asyncio.create_task(server.serve(), name="http")
@@ -156,3 +165,14 @@ async def _prune(store: RunStore, settings: RelaySettings) -> None:
         with suppress(RedisAwayError):
             await store.prune(before_ms=int((time.time() - settings.ttl_s) * 1000))
         await asyncio.sleep(_PRUNE_EVERY_S)
+
+
+async def _say_who_listens(store: RunStore, audience: Audience) -> None:
+    while True:
+        arrival = audience.arrival
+        if audience.here(now=time.monotonic()):
+            with suppress(RedisAwayError):
+                await store.note_listened()
+            await asyncio.sleep(_LISTENED_EVERY_S)
+        else:
+            await arrival.wait()

@@ -28,6 +28,7 @@ ApplyStatus: TypeAlias = Literal["applied", "repeated", "unknown", "late", "open
 
 _EVENTS_ENTRIES_MAX: Final = 50_000
 _PRUNE_COUNT: Final = 500
+_LISTENED_MS: Final = 5_000
 _OVERTAKEN: Final = 2
 """What `advance.lua` answers if another relay has moved an offset on."""
 
@@ -104,7 +105,7 @@ class RunStore:
         *,
         known: Mapping[str, int],
         changed: Sequence[Step] = (),
-    ) -> None:
+    ) -> bool:
         """Move offsets past `steps`, adding each to the stream of all runs, and bring the index up to date.
 
         Args:
@@ -112,6 +113,9 @@ class RunStore:
             known: Offsets that Redis has had, by partition.
             changed: What was applied, in order; an outcome may be done before one that comes before it, and
                 is among `steps` only after that.
+
+        Returns:
+            Whether somebody listens to this relay or another: see `note_listened`.
 
         Raises:
             RedisAwayError: Nothing or all of it was done.
@@ -128,14 +132,23 @@ class RunStore:
             else:
                 arguments += [step.partition, step.offset, change.event_id, change.event_type, change.run_id]
                 arguments += [applied.run_type, applied.tags, dumps(change.raw)]
-        keys = [self._named.events, self._named.offsets, self._mark_key]
+        keys = [self._named.events, self._named.offsets, self._mark_key, self._named.listened]
         after = self._index(changed)
-        done = await self._guard(self._advance.call(self._redis, keys, arguments, after=after))
+        done, listened = await self._guard(self._advance.call(self._redis, keys, arguments, after=after))
         if done == 0:
             raise RedisLostDataError("Redis lost its newest data")
         self._mark = mark or None
         if done == _OVERTAKEN:
             await self._index_anew(changed)
+        return listened == 1
+
+    async def note_listened(self) -> None:
+        """Have all relays know for the next 5 s that somebody listens to this one.
+
+        Raises:
+            RedisAwayError: They may not know.
+        """
+        await self._guard(cast("Any", self._redis).set(self._named.listened, 1, px=_LISTENED_MS))
 
     async def _index_anew(self, changed: Sequence[Step]) -> None:
         """Another relay has moved on what was ours: the index may know of something newer than we wrote.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,39 @@ async def test_every_readable_record_comes_once_in_order(
         await consumer.stop()
     assert seen == wanted
     assert refused == 8
+
+
+async def test_brokers_gather_for_as_long_as_they_are_asked_to(kafka_settings: KafkaSettings) -> None:
+    """When this fails, aiokafka has elsewhere what `TolerantConsumer.gather` sets: fetches go on without."""
+    topic = kafka_settings.topics.runs
+    consumer = TolerantConsumer(bootstrap_servers=kafka_settings.bootstrap, fetch_max_wait_ms=1000)
+    await consumer.start()
+    try:
+        consumer.assign([TopicPartition(topic, 0)])
+        consumer.seek(TopicPartition(topic, 0), 0)
+        async with raw_producer(kafka_settings) as raw:
+
+            async def comes_after_s() -> float:
+                began = time.monotonic()
+                await raw.send_and_wait(topic, b"value", partition=0)
+                assert await consumer.getmany(timeout_ms=10_000)
+                return time.monotonic() - began
+
+            # The fetch that is under way ends as it was meant to; the next begins with what it brought.
+            await comes_after_s()
+            assert min([await comes_after_s() for _ in range(3)]) < 0.3
+            consumer.gather(1024 * 1024)
+            await comes_after_s()
+            assert max([await comes_after_s() for _ in range(3)]) > 0.7
+            consumer.gather(1)
+            await comes_after_s()
+            assert min([await comes_after_s() for _ in range(3)]) < 0.3
+    finally:
+        await consumer.stop()
+
+
+async def test_a_consumer_that_has_not_started_gathers_nothing(kafka_settings: KafkaSettings) -> None:
+    TolerantConsumer(bootstrap_servers=kafka_settings.bootstrap).gather(1024)
 
 
 @pytest.mark.slow

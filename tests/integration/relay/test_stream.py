@@ -277,7 +277,14 @@ async def test_a_stopping_relay_does_not_say_that_a_run_is_unknown_or_its_stream
     door = Door(
         settings, keys, hub, RunIndex(client, keys), RunStore(client, settings, keys), cast("Any", None)
     )
-    app = build_app(door, settings, authenticators=[NoAuth()], live=lambda: None, ready=lambda: None)
+    app = build_app(
+        door,
+        settings,
+        authenticators=[NoAuth()],
+        live=lambda: None,
+        ready=lambda: None,
+        asked=lambda: None,
+    )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http:
         waiting = asyncio.create_task(http.get("/runs/r1/stream"))
         await eventually_async(lambda: asyncio.sleep(0, hub.client_count == 1))
