@@ -2,7 +2,7 @@
 
 A read that brings something costs round trips however little it brings, and each event wakes the relay. So
 under load what comes shortly after one another shares a read: a few events within 100 ms while somebody
-listens, many within half a second while nobody does. A few runs in flight never reach either rate.
+listens, many within a quarter of a second while nobody does. A few runs in flight never reach either rate.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RECORDS_MAX: Final = 500
 """Of one read."""
 _PER_S: Final = 10
 _AT_ONCE: Final = 8
-_QUIET_PER_S: Final = 2
+_QUIET_PER_S: Final = 4
 _QUIET_AT_ONCE: Final = 4
 _SPARING_BELOW: Final = 2
 """A steady load leaves between none and one of the reads that may follow each other at once."""
@@ -59,7 +59,7 @@ class Reads:
         if self._audience.anywhere(now=now):
             self._quick.spend(now=now)
         elif len(sizes_bytes) < RECORDS_MAX and sum(sizes_bytes) < _FULL_BYTES:
-            # Behind a full read more is waiting: what has piled up would come twice a second, if at all.
+            # Behind a full read more is waiting: what has piled up would come four times a second, if at all.
             self._quiet.spend(now=now)
 
     def min_bytes(self, *, now: float) -> int:

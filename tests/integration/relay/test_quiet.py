@@ -98,7 +98,7 @@ async def _reads_in(books: Books, mark: str, seconds: float) -> float:
     return ((await books.reads())[mark] - before) / (time.monotonic() - began)
 
 
-async def test_sixty_runs_in_three_seconds_share_a_dozen_reads_while_nobody_listens(
+async def test_sixty_runs_in_three_seconds_share_a_score_of_reads_while_nobody_listens(
     start_relay: StartRelay, publisher: Publisher, books: Books
 ) -> None:
     start_relay()
@@ -114,7 +114,7 @@ async def test_sixty_runs_in_three_seconds_share_a_dozen_reads_while_nobody_list
 
     await eventually_async(all_known)
     reads, took_s = await books.read_count() - before, time.monotonic() - began
-    assert reads <= 4 + 2 * took_s + 1, took_s
+    assert reads <= 4 + 4 * took_s + 1, took_s
 
     for run_id in runs:
         await publisher.completed(run_id)
@@ -141,8 +141,8 @@ async def test_what_has_piled_up_is_read_without_pause_while_nobody_listens(
         return await books.client.zcard(_KEYS.all_runs) == len(runs)
 
     await eventually_async(all_known)
-    # By 500 each and two a second they would take six seconds beyond the burst.
-    assert time.monotonic() - began < 5
+    # By 500 each and four a second they would take three seconds beyond the burst.
+    assert time.monotonic() - began < 2.5
 
 
 async def test_large_events_that_have_piled_up_are_read_without_pause_while_nobody_listens(
@@ -158,8 +158,8 @@ async def test_large_events_that_have_piled_up_are_read_without_pause_while_nobo
         return await books.client.hget(_KEYS.run("large"), "progress") == "80"
 
     await eventually_async(all_applied)
-    # A fetch brings a megabyte of a partition at most: two a second would take ten seconds.
-    assert time.monotonic() - began < 5
+    # A fetch brings a megabyte of a partition at most: four a second would take four seconds.
+    assert time.monotonic() - began < 3.5
 
 
 async def test_a_run_at_rest_is_applied_at_once_while_nobody_listens(
@@ -204,7 +204,7 @@ async def test_who_reads_a_stream_has_each_event_as_soon_as_ever(
         await asyncio.wait_for(reading, 30)
     assert len(late_s) == 60
     assert statistics.median(late_s) < 0.25, late_s
-    assert reads > 2 * (4 + 2 * took_s), took_s
+    assert reads > 1.5 * (4 + 4 * took_s), took_s
 
 
 async def test_the_relay_that_has_the_partition_is_quick_while_another_is_listened_to(
@@ -238,7 +238,7 @@ async def test_the_relay_that_has_the_partition_is_quick_while_another_is_listen
     async with _load(publisher, _runs("load", found)):
         # The burst is used up.
         await asyncio.sleep(3)
-        assert await _reads_in(books, mark, 2) < 4
+        assert await _reads_in(books, mark, 2) < 5
 
         async def read() -> None:
             async for _ in iterate_sse(http, f"{listened_to.url}/events"):
@@ -247,7 +247,7 @@ async def test_the_relay_that_has_the_partition_is_quick_while_another_is_listen
         async with _meanwhile(read()):
             await eventually_async(books.listened)
             await asyncio.sleep(1)
-            assert await _reads_in(books, mark, 2) > 6
+            assert await _reads_in(books, mark, 2) > 7
 
 
 async def test_who_asks_for_runs_is_told_what_happens_from_then_on(
@@ -261,30 +261,10 @@ async def test_who_asks_for_runs_is_told_what_happens_from_then_on(
         await asyncio.sleep(3)
         for path in ("/healthz", "/readyz", "/metrics", "/follow", "/docs", "/openapi.json"):
             assert (await http.get(f"{relay.url}{path}")).status_code == 200
-        assert await _reads_in(books, mark, 2) < 4
+        assert await _reads_in(books, mark, 2) < 5
         assert not await books.listened()
         assert (await http.get(f"{relay.url}/runs")).status_code == 200
-        assert await _reads_in(books, mark, 2) > 6
+        assert await _reads_in(books, mark, 2) > 7
         assert await books.listened()
         # It does not outlive a relay that is killed.
         assert 0 < await books.client.pttl(_KEYS.listened) <= 5000
-
-
-async def test_what_waited_for_its_read_is_told_as_soon_as_somebody_comes(
-    start_relay: StartRelay, publisher: Publisher, books: Books, http: httpx.AsyncClient
-) -> None:
-    relay = start_relay()
-    async with _load(publisher, _runs("load")):
-        await asyncio.sleep(3)
-        before = await books.read_count()
-
-        async def one_more() -> bool:
-            return await books.read_count() > before
-
-        await eventually_async(one_more, every_s=0.005)
-        await publisher.started("waits")
-        came_at = time.monotonic()
-        assert (await http.get(f"{relay.url}/runs")).status_code == 200
-        await eventually_async(lambda: books.known("waits"), every_s=0.005)
-        # The next read would come half a second after the last one.
-        assert time.monotonic() - came_at < 0.35
