@@ -95,6 +95,8 @@ class Stream:
     """Written and not yet answered, by token."""
     suspect: Work | None = None
     """What may end the worker, if it has such a thing: it gets no other until this has proved harmless."""
+    repeats_reports: bool = False
+    """The worker reports until it is heard: what has reached it is answered, if it lives."""
     closed: bool = False
     notify: Callable[[], None] = lambda: None
     """Called when there is something to write, or it was closed."""

@@ -24,6 +24,9 @@ from towline.scheduler.server.runtime import DEFAULT_HUB, Runtime
 from towline.scheduler.server.service import EMPTY, Service
 
 _log = logging.getLogger(__name__)
+
+_REPEATS_REPORTS: Final = ("x-repeats-reports", "true")
+"""Of workers that report what they have in hand until they are heard. The SDK's own report once."""
 SERVICE_NAME: Final = "TaskHubSidecarService"
 
 
@@ -219,12 +222,17 @@ class Binding:
                 request.maxConcurrentEntityWorkItems or DEFAULT_CAPACITY,
             )
             stream = Stream(
-                self._runtime.hub(hub), worker or request.worker_instance_id, capacity, filters_of(request)
+                self._runtime.hub(hub),
+                worker or request.worker_instance_id,
+                capacity,
+                filters_of(request),
+                repeats_reports=_REPEATS_REPORTS in call.metadata,
             )
         except Exception as error:  # noqa: BLE001
             self._end(call, error)
             return
-        _log.info("worker.connected", extra={"hub": hub, "worker": stream.worker, "capacity": capacity})
+        facts = {"hub": hub, "worker": stream.worker, "capacity": capacity}
+        _log.info("worker.connected", extra={**facts, "repeats_reports": stream.repeats_reports})
         WorkItems(self._runtime, call, stream).start()
 
 
