@@ -139,3 +139,31 @@ def test_what_a_damaged_run_waits_for_comes_and_the_others_go_on(
     events = [json.loads(line)["event"] for line in own_server.log.splitlines() if line.startswith("{")]
     assert "runtime.reset" not in events
     assert answered <= 10, "what it has asked for is done again and again, at full speed"
+
+
+@pytest.mark.parametrize("damaged", ["timer"], indirect=True)
+def test_a_question_about_a_damaged_run_is_answered_with_the_file_and_what_to_do_and_undoes_nothing(
+    damaged: Hub, own_server: ServerProcess
+) -> None:
+    stub, victim = damaged.stub(), {"instanceId": "victim"}
+    questions = {
+        "GetInstance": pb.GetInstanceRequest(**victim),
+        "WaitForInstanceStart": pb.GetInstanceRequest(**victim),
+        "QueryInstances": pb.QueryInstancesRequest(),
+        "RaiseEvent": pb.RaiseEventRequest(**victim, name="e"),
+        "TerminateInstance": pb.TerminateRequest(**victim),
+        "SuspendInstance": pb.SuspendRequest(**victim),
+        "ResumeInstance": pb.ResumeRequest(**victim),
+        "RewindInstance": pb.RewindInstanceRequest(**victim),
+        "RestartInstance": pb.RestartInstanceRequest(**victim),
+        "PurgeInstances": pb.PurgeInstancesRequest(**victim),
+    }
+    for method, request in questions.items():
+        with pytest.raises(grpc.RpcError) as refused:
+            getattr(stub, method)(request, timeout=10)
+        said = f"{own_server.data / 'scheduler.db'} is damaged: "
+        assert refused.value.code() is grpc.StatusCode.DATA_LOSS, method  # type: ignore[attr-defined]
+        assert refused.value.details().startswith(said), method  # type: ignore[attr-defined]
+        assert "put a backup in its place" in refused.value.details(), method  # type: ignore[attr-defined]
+    events = [json.loads(line)["event"] for line in own_server.log.splitlines() if line.startswith("{")]
+    assert not {"runtime.reset", "engine.bug"} & set(events)

@@ -1,6 +1,8 @@
-"""`python -m towline.bridge`."""
+"""`python -m towline.bridge`: the same as `towline bridge`."""
 
-from towline.bridge.command import app
+import sys
+
+from towline.cli import main
 
 if __name__ == "__main__":
-    app()
+    main(["bridge", *sys.argv[1:]])

@@ -4,25 +4,31 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Sequence
 
 _INTERRUPTED = 130
 
 
-def main() -> None:
-    """Entry point of the `towline` script."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `towline` script and of `python -m` of a role.
+
+    Args:
+        arguments: Of the command line; default: this process's. Others begin with a role.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
     _open_what_is_closed()
     stdout: object = sys.stdout
     if isinstance(stdout, io.TextIOWrapper):
         # What a terminal or pipe of another encoding cannot show is escaped, as on standard error.
         stdout.reconfigure(errors="backslashreplace")
-    if sys.argv[1:2] == ["health"]:  # runs every few seconds in every container
+    if arguments[:1] == ["health"]:  # runs every few seconds in every container
         from towline.cli.health import health
 
-        raise SystemExit(health(sys.argv[2:]))
+        raise SystemExit(health(list(arguments[1:])))
     try:
         from towline.cli.roles import run_named_role
 
-        if run_named_role(sys.argv[1:]):
+        if run_named_role(arguments):
             return
         from towline.cli.app import run
 

@@ -1,6 +1,8 @@
 """`python -m towline.relay`: the same as `towline relay`."""
 
-from towline.relay.command import app
+import sys
+
+from towline.cli import main
 
 if __name__ == "__main__":
-    app()
+    main(["relay", *sys.argv[1:]])

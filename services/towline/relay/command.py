@@ -7,7 +7,6 @@ import sys
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from towline.contracts.errors import PayloadSettingsError
 from towline.contracts.settings import KafkaSettings, RedisSettings
@@ -29,12 +28,8 @@ def relay(
     """Streams, HTTP and lookups. Settings come from TOWLINE_RELAY_*, TOWLINE_KAFKA_*, TOWLINE_REDIS_*."""
     if context.invoked_subcommand is not None:
         return
-    try:
-        settings = RelaySettings() if listen is None else RelaySettings(http_listen=listen)
-        kafka, redis_settings = KafkaSettings(), RedisSettings()
-    except ValidationError as error:
-        sys.stderr.write(f"towline relay: {error}\n")
-        raise typer.Exit(2) from error
+    settings = RelaySettings() if listen is None else RelaySettings(http_listen=listen)
+    kafka, redis_settings = KafkaSettings(), RedisSettings()
     with set_up("towline-relay"):
         try:
             _run(serve(settings, kafka, redis_settings))

@@ -18,7 +18,7 @@ from typing import Any, Final, cast
 import redis
 from redis.asyncio import Redis
 
-from towline.contracts.redis_errors import is_redis_away
+from towline.contracts.redis_errors import is_redis_away, redis_problem
 from towline.contracts.stream import TERMINAL_ENTRY_TYPES, TYPE_FIELD
 from towline.relay import sse
 from towline.relay.errors import RedisAwayError
@@ -135,7 +135,7 @@ class Hub:
             raw, more = await self._page.call(self._redis, [source.key], arguments)
         except (redis.RedisError, OSError) as error:
             if is_redis_away(error):
-                raise RedisAwayError(f"Redis does not answer: {error}") from error
+                raise RedisAwayError(redis_problem(error)) from error
             raise
         answer = [(entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in raw]
         entries, valid, over = _checked(cursor, answer)

@@ -14,7 +14,7 @@ from pydantic import AllowInfNan, TypeAdapter
 from redis.asyncio import Redis
 
 from towline.contracts.payload_reference import DATAREF
-from towline.contracts.redis_errors import is_redis_away
+from towline.contracts.redis_errors import is_redis_away, redis_problem
 from towline.contracts.stream import DATA_FIELD, TYPE_FIELD
 from towline.relay.errors import RedisAwayError
 from towline.relay.keys import Keys
@@ -198,7 +198,7 @@ class RunIndex:
             return await work
         except (redis.RedisError, OSError) as error:
             if is_redis_away(error):
-                raise RedisAwayError(f"Redis does not answer: {error}") from error
+                raise RedisAwayError(redis_problem(error)) from error
             raise
 
 

@@ -25,6 +25,7 @@ from towline.relay.guard import require
 from towline.relay.hub import Hub
 from towline.relay.index import RunFilter, RunIndex
 from towline.relay.keys import Keys
+from towline.relay.paths import NAME
 from towline.relay.principals import Principal
 from towline.relay.problems import ProblemError
 from towline.relay.projection import RUN_STATUSES, dumps
@@ -312,8 +313,8 @@ class Door:
                 Route(f"{run}/{action}", self.control(action), methods=["POST"])
                 for action in ("cancel", "suspend", "resume")
             ),
-            Route(f"{run}/approvals/{{approval_id:path}}", self.decide, methods=["POST"]),
-            Route(f"{run}/events/{{name:path}}", self.raise_event, methods=["POST"]),
+            Route(f"{run}/approvals/{{approval_id:{NAME}}}", self.decide, methods=["POST"]),
+            Route(f"{run}/events/{{name:{NAME}}}", self.raise_event, methods=["POST"]),
             Route("/approvals", self.list_approvals, methods=["GET"]),
             Route("/events", self.all_events, methods=["GET"]),
         ]

@@ -16,7 +16,7 @@ from uuid import uuid4
 import redis
 from redis.asyncio import Redis
 
-from towline.contracts.redis_errors import is_redis_away
+from towline.contracts.redis_errors import is_redis_away, redis_problem
 from towline.relay.errors import RedisAwayError, RedisLostDataError
 from towline.relay.keys import Keys
 from towline.relay.projection import RUN_STATUSES, Change, dumps, milliseconds
@@ -307,7 +307,7 @@ class RunStore:
             return await work
         except (redis.RedisError, OSError) as error:
             if is_redis_away(error):
-                raise RedisAwayError(f"Redis does not answer: {error}") from error
+                raise RedisAwayError(redis_problem(error)) from error
             raise
 
 
@@ -319,7 +319,7 @@ def _counts(step: Step) -> bool:
 def _applied(answer: Any) -> Applied:
     if isinstance(answer, Exception):
         if is_redis_away(answer):
-            raise RedisAwayError(f"Redis does not answer: {answer}") from answer
+            raise RedisAwayError(redis_problem(answer)) from answer
         return Applied("refused", problem=repr(answer))
     status, created_ms, run_status, run_type, tags, *approvals = answer
     return Applied(

@@ -103,6 +103,9 @@ class SchedulerSettings:
     retention_s: float | None = _setting(
         None, "Seconds finished instances are kept; for ever if unset", _number, above=0
     )
+    unclaimed_after_s: float = _setting(
+        30.0, "Seconds work waits that no connected worker takes before the log names it", _number, above=0
+    )
     health_ping_s: float = _setting(25.0, "Seconds between pings to idle workers", _number, above=0)
     log_level: str = _setting("info", "Least level of logs")
     cache_mb: int = _setting(128, "Memory for ready history, in MiB", int, least=1)

@@ -1,6 +1,8 @@
-"""``python -m towline.worker``."""
+"""`python -m towline.worker`: the same as `towline worker`."""
 
-from towline.worker.command import main
+import sys
+
+from towline.cli import main
 
 if __name__ == "__main__":
-    main()
+    main(["worker", *sys.argv[1:]])

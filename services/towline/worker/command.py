@@ -202,8 +202,3 @@ async def _start(host: Host, producer: EventProducer) -> None:
 def _fail(message: str, *, status: int = UNUSABLE) -> NoReturn:
     typer.echo(f"towline worker: {message}", err=True)
     raise typer.Exit(status)
-
-
-def main() -> None:
-    """Entry point of ``python -m towline.worker``."""
-    app()

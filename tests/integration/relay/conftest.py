@@ -63,7 +63,7 @@ def quiet_relay(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def _relays(valkey: Valkey, kafka: KafkaSettings, folder: Path) -> Iterator[StartRelay]:
     parts: list[ProcessPart] = []
 
-    def start(**settings: Any) -> ProcessPart:
+    def start(*, ready: bool = True, **settings: Any) -> ProcessPart:
         env = {
             "TOWLINE_KAFKA_BOOTSTRAP": kafka.bootstrap,
             "TOWLINE_KAFKA_TOPIC_PREFIX": kafka.topic_prefix,
@@ -78,7 +78,10 @@ def _relays(valkey: Valkey, kafka: KafkaSettings, folder: Path) -> Iterator[Star
         name = f"relay-{len(parts)}"
         part = ProcessPart("relay", data=folder / name, env=env, name=name)
         parts.append(part)
-        part.start()
+        if ready:
+            return part.start()
+        part.prepare()
+        part.spawn()
         return part
 
     yield start

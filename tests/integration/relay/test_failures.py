@@ -211,6 +211,28 @@ async def test_a_redis_that_is_full_for_a_while_misses_nothing(
     assert "redis_lost_data" not in (relay.data / "log").read_text()
 
 
+async def test_a_redis_without_the_database_of_the_url_is_said_with_the_fix(
+    start_relay: StartRelay, own_valkey: Valkey, http: httpx.AsyncClient
+) -> None:
+    relay = start_relay(ready=False, redis_url=own_valkey.url.removesuffix("0") + "77")
+
+    async def says_why() -> bool:
+        if relay.exit_status() is not None:
+            raise AssertionError("\n".join(relay.last_lines))
+        try:
+            answer = await http.get(f"{relay.url}/readyz")
+        except httpx.TransportError:
+            return False
+        return answer.status_code == 503 and "TOWLINE_REDIS_URL" in answer.text and "databases" in answer.text
+
+    await eventually_async(says_why)
+    listed = await http.get(f"{relay.url}/runs")
+    assert (listed.status_code, listed.json()["type"]) == (503, "urn:towline:problem:redis_away")
+    log = (relay.data / "log").read_text()
+    assert "Traceback" not in log
+    assert relay.stop() == 0
+
+
 async def test_a_new_relay_with_an_empty_redis_knows_the_past(
     start_relay: StartRelay, own_valkey: Valkey, publisher: Publisher, http: httpx.AsyncClient
 ) -> None:

@@ -162,6 +162,8 @@ async def test_decisions_and_controls_are_published(
     assert (await http.post(f"{url}/runs/r1/events/Ping", json={"data": [1]})).status_code == 202
     raised = (await commands.next()).data
     assert (raised.name, raised.data) == ("Ping", [1])
+    for path in ("approvals/a%0A", "approvals/a%0Ab", "events/a%0Ab"):
+        assert (await http.post(f"{url}/runs/r1/{path}", json=body)).status_code == 422, "no other name"
     missing = await http.post(f"{url}/runs/r1/approvals/a", json={})
     assert missing.status_code == 422
     assert "approved" in missing.json()["detail"]

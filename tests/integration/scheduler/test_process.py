@@ -22,6 +22,7 @@ from durabletask.client import OrchestrationStatus, TaskHubGrpcClient
 from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.internal.orchestrator_service_pb2_grpc import TaskHubSidecarServiceStub
 from durabletask.worker import TaskHubGrpcWorker
+from tests.waiting import eventually
 
 COMMAND = (sys.executable, "-m", "towline.scheduler")
 QUIET = logging.getLogger("tests.scheduler.sdk")
@@ -31,9 +32,10 @@ QUIET.setLevel(logging.CRITICAL)
 class Process:
     """A server on a port of its own choice."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, **variables: str) -> None:
         self.folder = folder
         self.options = options
+        self.variables = variables
         self.port_file = folder / "port"
         self.log = folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -49,7 +51,7 @@ class Process:
                     *("--port-file", str(self.port_file), *self.options),
                 ],
                 stderr=log,
-                env=environment,
+                env=environment | self.variables,
             )
         deadline = time.monotonic() + 30
         while not self.port_file.exists():
@@ -63,9 +65,15 @@ class Process:
         self.process.send_signal(number)
         return self.process.wait(10)
 
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
     def ready(self) -> dict[str, Any]:
-        lines = [json.loads(line) for line in self.log.read_text().splitlines()]
-        return next(line for line in reversed(lines) if line["event"] == "server.ready")
+        return next(line for line in reversed(self.lines()) if line["event"] == "server.ready")
+
+    def metrics(self) -> str:
+        with urllib.request.urlopen(f"http://{self.ready()['metrics']}/metrics", timeout=5) as response:
+            return response.read().decode()
 
 
 @pytest.fixture
@@ -82,6 +90,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def greet(_: task.ActivityContext, name: str) -> str:
+    return f"hello {name}"
+
+
+def gret(_: task.ActivityContext, name: str) -> str:
     return f"hello {name}"
 
 
@@ -120,12 +132,50 @@ def test_a_run_ends_and_is_in_metrics_stats_and_backup(server: Process, tmp_path
 
     figures = json.loads(run("stats", "--address", server.address).stdout)
     assert figures["hubs"]["default"]["finished"] == 1
-    with urllib.request.urlopen(f"http://{server.ready()['metrics']}/metrics", timeout=5) as response:
-        assert b"towline_scheduler_commits_total" in response.read()
+    assert "towline_scheduler_commits_total" in server.metrics()
     copy = tmp_path / "copy"
     copy.mkdir()
     assert run("backup", str(copy / "scheduler.db"), "--data", str(tmp_path / "data")).returncode == 0
     assert (copy / "scheduler.db").stat().st_size > 0
+
+
+def mistyped(ctx: task.OrchestrationContext, name: str) -> Any:
+    return (yield ctx.call_activity("gret", input=name))
+
+
+def test_an_activity_that_no_worker_knows_is_named_in_the_log_with_its_run(tmp_path: Path) -> None:
+    """With filters no worker is given it, so none can fail it."""
+    server = Process(tmp_path, "--metrics-listen", "127.0.0.1:0", TOWLINE_SCHEDULER_UNCLAIMED_AFTER_S="0.2")
+    server.start()
+    with worker(server.address) as hands:
+        hands.add_orchestrator(mistyped)
+        hands.use_work_item_filters()
+        hands.start()
+        sdk = TaskHubGrpcClient(host_address=server.address, logger=QUIET)
+        run_id = sdk.schedule_new_orchestration(mistyped, input="you")
+        said = eventually(
+            lambda: next((line for line in server.lines() if line["event"] == "work.unclaimed"), None)
+        )
+        unclaimed = 'towline_scheduler_work_items_unclaimed{kind="activity"} '
+        assert unclaimed + "1\n" in server.metrics()
+
+        hands.stop()  # the deployment that mends it
+        with worker(server.address) as mended:
+            mended.add_orchestrator(mistyped)
+            mended.add_activity(gret)
+            mended.use_work_item_filters()
+            mended.start()
+            state = sdk.wait_for_orchestration_completion(run_id, timeout=30)
+        assert unclaimed + "0\n" in server.metrics()
+    assert server.end(signal.SIGTERM) == 0
+
+    assert state is not None
+    assert state.serialized_output == '"hello you"'
+    assert (said["level"], said["kind"], said["work"], said["id"]) == ("warning", "activity", "gret", run_id)
+    assert said["error"] == (
+        f"no connected worker takes activity 'gret', for which {run_id} waits: "
+        "start one that registers it, or correct the name"
+    )
 
 
 def test_seventy_two_hours_pass_at_once(server: Process) -> None:

@@ -64,6 +64,9 @@ class CollectorPart(Part):
             "yaml:exporters::file::flush_interval: 100ms",
             "--config",
             "yaml:service::pipelines::traces::exporters: [file]",
+            # Of itself, at a port that another collector on this machine may have.
+            "--config",
+            "yaml:service::telemetry::metrics::level: none",
         ]
 
     def probe(self) -> bool:

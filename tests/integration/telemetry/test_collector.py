@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+import yaml
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -19,7 +24,7 @@ from tests.integration.telemetry.collector import (
     attributes,
     collector_binary,
 )
-from tests.integration.telemetry.go_build import NoProgramError
+from tests.integration.telemetry.go_build import DEPLOY, NoProgramError
 from tests.waiting import eventually
 
 PROMPT = "the secret prompt text"
@@ -89,3 +94,30 @@ def test_spans_come_out_whole_but_without_prompts_and_secrets(collector: Collect
 
     eventually(counted, collector.metrics())
     assert PROMPT not in collector.metrics()
+
+
+def test_the_query_that_scales_workers_finds_what_they_send_by_way_of_the_collector(
+    collector: CollectorPart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scraped from the pods themselves, metrics have the label `namespace` of Prometheus's own discovery."""
+    kubernetes = DEPLOY / "kubernetes"
+    base = yaml.safe_load((kubernetes / "base" / "kustomization.yaml").read_text())
+    settings = dict(line.split("=", 1) for line in base["configMapGenerator"][0]["literals"])
+    scaled = yaml.safe_load((kubernetes / "overlays" / "azure" / "scaling.yaml").read_text())
+    query = scaled["spec"]["triggers"][0]["metadata"]["query"]
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", settings.get("OTEL_RESOURCE_ATTRIBUTES", ""))
+    exporter = OTLPMetricExporter(endpoint=f"http://127.0.0.1:{collector.http}/v1/metrics")
+    reader = PeriodicExportingMetricReader(exporter)
+    provider = MeterProvider([reader], resource=Resource.create({"service.name": "towline-worker"}))
+    provider.get_meter("test").create_gauge("towline.worker.in_hand").set(7)
+    provider.shutdown()
+
+    [line] = eventually(
+        lambda: [
+            line for line in collector.metrics().splitlines() if line.startswith("towline_worker_in_hand{")
+        ]
+    )
+    labels = set(re.findall(r'\w+="[^"]*"', line))
+    wanted = [set(re.findall(r'\w+="[^"]*"', selector)) for selector in re.findall(r"{(.*?)}", query)]
+    assert any(each <= labels for each in wanted), line
+    assert {f'namespace="{base["namespace"]}"'} in wanted

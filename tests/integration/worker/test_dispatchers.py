@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -142,6 +143,9 @@ async def test_a_scheduler_that_comes_back_is_found_again(
             await wire.raise_event(run_id, "word", word)
         outcome = await wire.outcome(run_id, timeout_s=PATIENCE_S)
         assert outcome.data["output"] == ["one", "two"]
+    said = [json.loads(line) for line in (started["scheduler"].data / "log").read_text().splitlines()]
+    connected = [line["repeats_reports"] for line in said if line["event"] == "worker.connected"]
+    assert set(connected) == {dispatcher == "async"}, "the SDK's own gives a report up when it fails"
 
 
 async def test_a_cancel_ends_the_model_call_that_is_under_way(stack: StackFactory) -> None:

@@ -114,6 +114,8 @@ async def test_a_stream_that_falls_silent_is_opened_anew(
         await eventually_async(lambda: len(service.streams) >= 3)
         assert made.is_alive
     assert {metadata["taskhub"] for metadata in service.streams} == {"mine"}
+    assert {metadata["x-repeats-reports"] for metadata in service.streams} == {"true"}
+    assert len({metadata["workerid"] for metadata in service.streams}) == 1, "it is the same worker"
 
 
 class FlakyCredential:

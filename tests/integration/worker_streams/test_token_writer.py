@@ -160,6 +160,19 @@ def test_a_full_redis_that_wraps_its_errors_is_waited_for(
     assert assemble(entries(valkey)).turns == {"1": "Roses are red"}
 
 
+def test_a_redis_without_the_database_of_the_url_is_away_and_the_log_says_how_to_mend_it(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = valkey.url.removesuffix("0") + "77"
+    writer = TokenWriter(RedisSettings(url=url), StreamSettings(timeout_s=0.5))
+    writer.start()
+    writer.open(RUN, 1, "Poet").write("Roses ")
+    eventually(lambda: writer.away)
+    writer.stop(0.1)
+    assert [record.message for record in caplog.records] == ["redis_away"]
+    assert "TOWLINE_REDIS_URL" in caplog.records[0].__dict__["error"]
+
+
 @contextmanager
 def busy(valkey: Valkey) -> Generator[None]:
     """While the block runs, Valkey answers others that it is busy with a script."""

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -89,12 +90,38 @@ def test_a_log_level_of_the_scheduler_that_does_not_exist_is_one_line(tmp_path: 
     assert done.stderr.startswith("towline scheduler: --log-level 'loud' is none of")
 
 
+@pytest.mark.parametrize(
+    ("role", "variable", "value"),
+    [
+        ("bridge", "TOWLINE_KAFKA_BOOTSTRAP", ""),
+        ("worker", "TOWLINE_KAFKA_BOOTSTRAP", ""),
+        ("relay", "TOWLINE_KAFKA_BOOTSTRAP", ""),
+        ("bridge", "TOWLINE_BRIDGE_CALL_TIMEOUT_S", "abc"),
+        ("worker", "TOWLINE_WORKER_PROCESSES", "abc"),
+        ("relay", "TOWLINE_RELAY_RATE_BURST", "abc"),
+        ("relay", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "abc"),
+    ],
+)
+def test_a_wrong_setting_of_a_role_is_one_line_and_status_2_however_it_is_started(
+    role: str, variable: str, value: str, tmp_path: Path
+) -> None:
+    done = _role(role, {variable: value}, tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert done.stderr.startswith(f"towline {role}: ")
+    as_module = _role(role, {variable: value}, tmp_path, program=(f"towline.{role}",))
+    assert (as_module.returncode, as_module.stderr) == (done.returncode, done.stderr)
+
+
 def _role(
-    role: str, variables: dict[str, str], folder: Path, *arguments: str
+    role: str,
+    variables: dict[str, str],
+    folder: Path,
+    *arguments: str,
+    program: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     app_path = {"TOWLINE_WORKER_APP": "examples.all:setup_worker", "TOWLINE_SCHEDULER_DATA": str(folder)}
     return subprocess.run(
-        [sys.executable, "-m", "towline.cli", role, *arguments],
+        [sys.executable, "-m", *(program or ("towline.cli", role)), *arguments],
         env={**os.environ, **app_path, **variables},
         cwd=ROOT,
         capture_output=True,

@@ -128,11 +128,13 @@ def test_secrets_that_are_there_are_kept_and_missing_ones_made(tmp_path: Path) -
     assert again.output == ""
     (tmp_path / "scheduler-client" / "token").unlink()
 
-    runner.invoke(app, ["init-secrets", str(tmp_path)], catch_exceptions=False)
+    (tmp_path / "relay-server" / "keys.jsonl").unlink()
 
+    made = runner.invoke(app, ["init-secrets", str(tmp_path)], catch_exceptions=False)
+
+    assert len(made.output.splitlines()) == 2, made.output
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    changed = {path.name for path in before if before[path] != after[path]}
-    assert changed == {"token"}
+    assert after == before, "what is missing is made from what is there"
     ends = x509.load_pem_x509_certificate(
         after[tmp_path / "scheduler-server" / "tls.crt"]
     ).not_valid_after_utc
@@ -174,7 +176,7 @@ def test_a_token_may_be_in_a_file(
 
 def test_a_certificate_that_lacks_a_host_is_made_anew_with_the_hosts_that_it_had(tmp_path: Path) -> None:
     def names(*hosts: str) -> tuple[int, set[str]]:
-        options = [word for host in hosts for word in ("--host", host)]
+        options = ["--renew", *(word for host in hosts for word in ("--host", host))]
         done = CliRunner().invoke(app, ["init-secrets", str(tmp_path), *options], catch_exceptions=False)
         certificate = x509.load_pem_x509_certificate((tmp_path / "scheduler-client" / "ca.crt").read_bytes())
         made = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -189,6 +191,95 @@ def test_a_certificate_that_lacks_a_host_is_made_anew_with_the_hosts_that_it_had
     )
     assert names("towline-scheduler") == (0, {"scheduler", "towline-scheduler", "10.0.0.7"} | local)
     assert names() == (0, {"scheduler", "towline-scheduler", "10.0.0.7"} | local)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_certificate_that_does_not_fit_is_kept_unless_it_is_to_be_renewed(tmp_path: Path) -> None:
+    command = ["init-secrets", str(tmp_path), "--host", "other"]
+    CliRunner().invoke(app, command[:2], catch_exceptions=False)
+    before = contents(tmp_path)
+
+    kept = CliRunner().invoke(app, command, catch_exceptions=False)
+
+    assert contents(tmp_path) == before
+    certificate = tmp_path / "scheduler-server" / "tls.crt"
+    assert kept.output == f"kept {certificate}: it is not for other: --renew makes it anew\n"
+    assert kept.exit_code == 1, "it is not what was asked for"
+    renewed = CliRunner().invoke(app, [*command, "--renew"], catch_exceptions=False)
+    assert (renewed.exit_code, len(renewed.output.splitlines())) == (0, 3)
+
+
+@pytest.mark.parametrize("options", [[], ["--renew"], ["--renew", "--host", "other"]])
+@pytest.mark.parametrize("certificate", ["of one's own authority", "which is none"])
+def test_a_certificate_of_somebody_else_s_make_is_never_touched(
+    certificate: str, options: list[str], tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    CliRunner().invoke(app, ["init-secrets", str(other)], catch_exceptions=False)
+    folder = tmp_path / "secrets"
+    CliRunner().invoke(app, ["init-secrets", str(folder)], catch_exceptions=False)
+    authority = folder / "scheduler-client" / "ca.crt"
+    authority.chmod(0o600)
+    if certificate == "which is none":
+        authority.write_bytes(b"-----BEGIN CERTIFICATE-----\n")
+    else:
+        authority.write_bytes((other / "scheduler-client" / "ca.crt").read_bytes())
+    before = contents(folder)
+
+    done = CliRunner().invoke(app, ["init-secrets", str(folder), *options], catch_exceptions=False)
+
+    assert contents(folder) == before
+    own = folder / "scheduler-server" / "tls.crt"
+    assert (done.exit_code, done.output) == (0, f"kept {own}: not of this command's make\n")
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        (
+            "scheduler-server/tls.key",
+            "kept {}/scheduler-server/tls.crt: {}/scheduler-server/tls.key is missing",
+        ),
+        (
+            "scheduler-client/ca.crt",
+            "kept {}/scheduler-server/tls.key: {}/scheduler-client/ca.crt is missing",
+        ),
+        ("relay-client/key", "kept {}/relay-server/keys.jsonl: {}/relay-client/key is missing"),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--renew"]])
+def test_the_rest_of_something_is_kept_and_what_is_missing_is_named(
+    missing: str, said: str, options: list[str], tmp_path: Path
+) -> None:
+    CliRunner().invoke(app, ["init-secrets", str(tmp_path)], catch_exceptions=False)
+    (tmp_path / missing).unlink()
+    before = contents(tmp_path)
+
+    done = CliRunner().invoke(app, ["init-secrets", str(tmp_path), *options], catch_exceptions=False)
+
+    assert contents(tmp_path) == before
+    assert done.exit_code == (0 if missing == "relay-client/key" else 1), "a relay needs the hashes only"
+    assert done.output.startswith(said.replace("{}", str(tmp_path)))
+
+
+def test_tokens_that_differ_are_kept_and_said(tmp_path: Path) -> None:
+    CliRunner().invoke(app, ["init-secrets", str(tmp_path)], catch_exceptions=False)
+    token = tmp_path / "scheduler-client" / "token"
+    token.chmod(0o600)
+    token.write_text("of one's own")
+    before = contents(tmp_path)
+
+    done = CliRunner().invoke(app, ["init-secrets", str(tmp_path), "--renew"], catch_exceptions=False)
+
+    assert contents(tmp_path) == before
+    server = tmp_path / "scheduler-server" / "token"
+    assert (done.exit_code, done.output) == (
+        1,
+        f"kept {server}: it differs from {token}: remove the one that is wrong\n",
+    )
 
 
 def test_secrets_without_what_makes_them_say_what_to_install(

@@ -41,7 +41,12 @@ def key_hash(key: str) -> str:
 def new_key(name: str, roles: Iterable[Role]) -> tuple[str, str]:
     """A new key, to be shown once, and its line for the key file."""
     key = KEY_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
-    return key, KeyEntry(name=name, sha256=key_hash(key), roles=sorted(set(roles))).model_dump_json()
+    return key, key_line(key, name, roles)
+
+
+def key_line(key: str, name: str, roles: Iterable[Role]) -> str:
+    """The line of `key` for the key file."""
+    return KeyEntry(name=name, sha256=key_hash(key), roles=sorted(set(roles))).model_dump_json()
 
 
 def parse_keys(text: str, *, where: str) -> dict[str, Principal]:

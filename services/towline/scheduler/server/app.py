@@ -94,7 +94,11 @@ class Server:
         await self._listen_for_metrics()  # first: a server that will not start must hand out nothing
         await self._listen()
         self._upkeep = Upkeep(
-            runtime, self._readers, ping_s=settings.health_ping_s, retention_s=settings.retention_s
+            runtime,
+            self._readers,
+            ping_s=settings.health_ping_s,
+            retention_s=settings.retention_s,
+            unclaimed_after_s=settings.unclaimed_after_s,
         )
         self._upkeep.start()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import grpc
@@ -17,6 +19,8 @@ from towline.scheduler.engine.wire import HEALTH_PING
 from towline.scheduler.server.dispatch import Stream
 from towline.scheduler.server.runtime import Runtime
 from towline.scheduler.server.service import Service
+from towline.scheduler.store.database import unusable
+from towline.scheduler.store.errors import DamagedError
 
 _log = logging.getLogger(__name__)
 
@@ -133,7 +137,7 @@ class Wait:
                 return
         except Exception as error:  # noqa: BLE001  # whatever it is ends the call
             self._all.discard(self)
-            end(call, error)
+            end(call, error, self._runtime.path)
             return
         if self._row is None:
             self._all.add(self)
@@ -159,8 +163,13 @@ class Wait:
         self._call.end(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
 
 
-def end(call: ServedCall, error: Exception) -> None:
-    """End a call with the status that belongs to an error."""
+def end(call: ServedCall, error: Exception, file: Path | None = None) -> None:
+    """End a call with the status that belongs to an error, met in `file` if it is SQLite's."""
+    damage = unusable(file, error) if isinstance(error, sqlite3.Error) and file is not None else error
+    if isinstance(damage, DamagedError):
+        _log.error("call.not_read", extra={"error": str(damage)})
+        call.end(grpc.StatusCode.DATA_LOSS, str(damage))
+        return
     if isinstance(error, SchedulerError):
         call.end(getattr(grpc.StatusCode, error.code), str(error))
     elif isinstance(error, DecodeError):

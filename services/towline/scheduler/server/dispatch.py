@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, TypeAlias
@@ -95,6 +95,8 @@ class Stream:
     """Written and not yet answered, by token."""
     suspect: Work | None = None
     """What may end the worker, if it has such a thing: it gets no other until this has proved harmless."""
+    repeats_reports: bool = False
+    """The worker reports until it is heard: what has reached it is answered, if it lives."""
     closed: bool = False
     notify: Callable[[], None] = lambda: None
     """Called when there is something to write, or it was closed."""
@@ -416,6 +418,12 @@ class Dispatcher:
                 stream.held.clear()
                 stream.outstanding = [0, 0, 0]
                 stream.suspect = None
+
+    def queued(self) -> Iterator[tuple[Work, int]]:
+        """The oldest of each queue, and how many are in it."""
+        for queues in self._queues.values():
+            for queue in queues.values():
+                yield queue[0], len(queue)
 
     def counts(self) -> dict[str, int]:
         """Work items by kind and state, for metrics."""

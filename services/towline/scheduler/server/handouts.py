@@ -146,6 +146,12 @@ class Handouts:
                 self._runtime.joins.took(self._runtime.loop.time() - (work.deadline - work.lease_s))
         return held
 
+    def keep(self, stream: Stream, work: Work) -> None:
+        """The worker that `stream` leads to has `work` from before, under its token and lease."""
+        stream.held[work.token] = work
+        stream.outstanding[work.kind] += 1
+        self._out[work.token] = (stream, work)
+
     def forget(self, token: str) -> None:
         """A worker has lost what it had under ``token``."""
         self._out.pop(token, None)

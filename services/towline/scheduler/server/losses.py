@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from towline.scheduler.engine import entities, events, tasks, turns
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 _BACKOFF_S: Final = (0.2, 30.0)
 """Least and most time before work that was given back goes out again."""
+_ARRIVED_S: Final = 20.0
+"""What was sent so long before a stream ended has reached the worker: keepalive finds a dead one sooner."""
 
 
 class Losses:
@@ -53,25 +56,33 @@ class Losses:
         self._take_back(stream, work, delay_s, counts=counts)
 
     def detach(self, stream: Stream) -> None:
-        """A stream has ended. Turns go out again at once, the rest after a grace."""
+        """A stream has ended. Turns go out again at once, the rest after a grace.
+
+        Unless the worker is back by then: it keeps what it is sure to answer until the lease ends. The rest
+        may never have reached it, or its report may have been lost: that is given some more time.
+        """
+        now = self._runtime.loop.time()
         for work in self._runtime.dispatcher.detach(stream):
             self._runtime.handouts.forget(work.token)
             grace_s = 0.0 if work.kind is Kind.ORCHESTRATION else self._runtime.leases.grace_s
             if grace_s and stream.worker:
-                self._call_later(grace_s, self._lose_unless_back, stream, work)
+                has_it = now - (work.deadline - work.lease_s) >= _ARRIVED_S
+                sure = stream.repeats_reports and has_it
+                self._call_later(grace_s, partial(self._lose_unless_back, stream, work, sure=sure))
             elif grace_s:
                 self._call_later(grace_s, self._lose, stream, work)
             else:
                 self._take_back(stream, work, 0.0, counts=True)
 
-    def _lose_unless_back(self, stream: Stream, work: Work) -> None:
-        same = any(
-            other.worker == stream.worker for other in self._runtime.dispatcher.streams.get(stream.hub, ())
-        )
-        if same:
-            self._call_later(self._runtime.leases.reconnect_s, self._lose, stream, work)
-        else:
+    def _lose_unless_back(self, stream: Stream, work: Work, *, sure: bool) -> None:
+        streams = self._runtime.dispatcher.streams.get(stream.hub, ())
+        back = next((other for other in streams if other.worker == stream.worker), None)
+        if back is None:
             self._lose(stream, work)
+        elif not sure:
+            self._call_later(self._runtime.leases.reconnect_s, self._lose, stream, work)
+        elif self._still_out(work):
+            self._runtime.handouts.keep(back, work)
 
     def _lose(self, stream: Stream, work: Work) -> None:
         self._take_back(stream, work, 0.0, counts=True)

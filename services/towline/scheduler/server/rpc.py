@@ -24,6 +24,9 @@ from towline.scheduler.server.runtime import DEFAULT_HUB, Runtime
 from towline.scheduler.server.service import EMPTY, Service
 
 _log = logging.getLogger(__name__)
+
+_REPEATS_REPORTS: Final = ("x-repeats-reports", "true")
+"""Of workers that report what they have in hand until they are heard. The SDK's own report once."""
 SERVICE_NAME: Final = "TaskHubSidecarService"
 
 
@@ -101,14 +104,14 @@ class Binding:
                 self._tasks.start(self._refuse_answer(call), call)
                 return
             except Exception as error:  # noqa: BLE001  # all end the call with a status
-                end(call, error)
+                self._end(call, error)
                 return
 
             def then(error: NotDurableError | None) -> None:
                 if error is None:
                     call.reply(reply)
                 else:
-                    end(call, error)
+                    self._end(call, error)
 
             when_durable(then)
 
@@ -120,7 +123,7 @@ class Binding:
             await self._runtime.answers.refused()
             call.reply(EMPTY)
         except Exception as error:  # noqa: BLE001
-            end(call, error)
+            self._end(call, error)
 
     def _wait(self, reached: Callable[[Instance], bool]) -> Handler:
         """Handler of a call that waits for an instance."""
@@ -130,7 +133,7 @@ class Binding:
                 request = pb.GetInstanceRequest.FromString(data)
                 hub = self._runtime.hub(self.metadata(call)[0])
             except Exception as error:  # noqa: BLE001
-                end(call, error)
+                self._end(call, error)
                 return
             Wait(self._runtime, self._service, call, request, hub, reached, self._waits).look()
 
@@ -145,7 +148,7 @@ class Binding:
             try:
                 call.reply(await method(parse(data), call))
             except Exception as error:  # noqa: BLE001
-                end(call, error)
+                self._end(call, error)
 
         return self._in_a_task(run)
 
@@ -160,7 +163,7 @@ class Binding:
                     await call.write(message)
                 call.end()
             except Exception as error:  # noqa: BLE001
-                end(call, error)
+                self._end(call, error)
 
         return self._in_a_task(run)
 
@@ -172,6 +175,9 @@ class Binding:
             call.watch(task.cancel)
 
         return handle
+
+    def _end(self, call: ServedCall, error: Exception) -> None:
+        end(call, error, self._runtime.path)
 
     def stop(self) -> None:
         """End what is under way: its callers are told to come again."""
@@ -216,12 +222,17 @@ class Binding:
                 request.maxConcurrentEntityWorkItems or DEFAULT_CAPACITY,
             )
             stream = Stream(
-                self._runtime.hub(hub), worker or request.worker_instance_id, capacity, filters_of(request)
+                self._runtime.hub(hub),
+                worker or request.worker_instance_id,
+                capacity,
+                filters_of(request),
+                repeats_reports=_REPEATS_REPORTS in call.metadata,
             )
         except Exception as error:  # noqa: BLE001
-            end(call, error)
+            self._end(call, error)
             return
-        _log.info("worker.connected", extra={"hub": hub, "worker": stream.worker, "capacity": capacity})
+        facts = {"hub": hub, "worker": stream.worker, "capacity": capacity}
+        _log.info("worker.connected", extra={**facts, "repeats_reports": stream.repeats_reports})
         WorkItems(self._runtime, call, stream).start()
 
 

@@ -62,7 +62,7 @@ class Leases:
     grace_s: float = 5.0
     """Time after a stream breaks in which its worker may still answer for activities and entity batches."""
     reconnect_s: float = 60.0
-    """The same, once that worker has opened a new stream."""
+    """The same once that worker has opened a new stream, for what it may not have or not report."""
 
 
 class Runtime:

@@ -51,6 +51,7 @@ class Service:
         return pb.CreateInstanceResponse(instanceId=instance.id).SerializeToString()
 
     def _find(self, hub: int, instance_id: str) -> Instance | None:
+        """Looked for before it is changed: if it can't be read then, all that is not on disk is undone."""
         return self._runtime.world.instance(hub, instance_id)
 
     def settled(self, hub: int, instance_id: str) -> tuple[bool, Instance | None]:
@@ -92,6 +93,7 @@ class Service:
         """Deliver an external event; durable when answered."""
         self._check_payload("event data", request.input.value)
         data = request.input.value if request.HasField("input") else None
+        self._find(hub, request.instanceId)
         self._runtime.change(
             lambda changes, world, now: control.raise_event(
                 changes, world, hub, request.instanceId, request.name, data, now
@@ -102,6 +104,7 @@ class Service:
     def terminate(self, request: pb.TerminateRequest, hub: int) -> Reply:
         """End an instance, without any worker."""
         output = request.output.value if request.HasField("output") else None
+        self._find(hub, request.instanceId)
         self._runtime.change(
             lambda changes, world, now: control.terminate(
                 changes, world, hub, request.instanceId, output, recursive=request.recursive, now=now
@@ -112,6 +115,7 @@ class Service:
     def suspend(self, request: pb.SuspendRequest, hub: int) -> Reply:
         """Hand out no further turns of an instance."""
         reason = request.reason.value if request.HasField("reason") else None
+        self._find(hub, request.instanceId)
         self._runtime.change(
             lambda changes, world, now: control.suspend(changes, world, hub, request.instanceId, reason, now)
         )
@@ -120,6 +124,7 @@ class Service:
     def resume(self, request: pb.ResumeRequest, hub: int) -> Reply:
         """Go on with a suspended instance."""
         reason = request.reason.value if request.HasField("reason") else None
+        self._find(hub, request.instanceId)
         self._runtime.change(
             lambda changes, world, now: control.resume(changes, world, hub, request.instanceId, reason, now)
         )
@@ -128,6 +133,7 @@ class Service:
     def rewind(self, request: pb.RewindInstanceRequest, hub: int) -> Reply:
         """Run a failed instance again from its last good point."""
         reason = request.reason.value if request.HasField("reason") else None
+        self._find(hub, request.instanceId)
         self._runtime.change(
             lambda changes, world, now: rewind.request(changes, world, hub, request.instanceId, reason, now)
         )
@@ -135,6 +141,7 @@ class Service:
 
     def restart(self, request: pb.RestartInstanceRequest, hub: int) -> Reply:
         """Run a finished instance again."""
+        self._find(hub, request.instanceId)
         instance = self._runtime.change(
             lambda changes, world, now: control.restart(
                 changes, world, hub, request.instanceId, new_id=request.restartWithNewInstanceId, now=now

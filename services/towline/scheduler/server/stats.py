@@ -6,8 +6,10 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any, Final
 
+from towline.scheduler.server.dispatch import Kind
 from towline.scheduler.server.readers import Readers
 from towline.scheduler.server.runtime import Runtime
+from towline.scheduler.server.unclaimed import unclaimed
 from towline.scheduler.store.statements import SQL
 
 _STATUS_NAMES: Final = {
@@ -41,7 +43,7 @@ def live(runtime: Runtime) -> dict[str, Any]:
     commits = runtime.journal.stats
     wal = runtime.path.with_name(runtime.path.name + "-wal")
     return {
-        "work_items": runtime.dispatcher.counts(),
+        "work_items": runtime.dispatcher.counts() | _unclaimed(runtime),
         "memory": runtime.world.sizes(),
         "waiters": runtime.waiters.count,
         "timers_in_memory": runtime.timers.pending,
@@ -59,10 +61,19 @@ def live(runtime: Runtime) -> dict[str, Any]:
     }
 
 
+def _unclaimed(runtime: Runtime) -> dict[str, int]:
+    counts = unclaimed(runtime.dispatcher)
+    return {f"unclaimed_{kind.name.lower()}": counts[kind] for kind in Kind}
+
+
 METRICS: Final[Mapping[str, tuple[str, str]]] = {
     "towline_scheduler_work_items_waiting": (
         "gauge",
         "Work items that are ready and not with a worker, by kind",
+    ),
+    "towline_scheduler_work_items_unclaimed": (
+        "gauge",
+        "Work items that wait and that no connected worker takes, by kind",
     ),
     "towline_scheduler_work_items_leased": ("gauge", "Work items with a worker, by kind"),
     "towline_scheduler_worker_streams": ("gauge", "Connected worker streams"),
@@ -96,6 +107,9 @@ def prometheus(runtime: Runtime) -> str:
     kinds = ("orchestration", "activity", "entity")
     values: dict[str, dict[str, float]] = {
         "towline_scheduler_work_items_waiting": {f'kind="{kind}"': work[f"waiting_{kind}"] for kind in kinds},
+        "towline_scheduler_work_items_unclaimed": {
+            f'kind="{kind}"': work[f"unclaimed_{kind}"] for kind in kinds
+        },
         "towline_scheduler_work_items_leased": {f'kind="{kind}"': work[f"leased_{kind}"] for kind in kinds},
         "towline_scheduler_worker_streams": {"": work["streams"]},
         "towline_scheduler_waiters": {"": figures["waiters"]},

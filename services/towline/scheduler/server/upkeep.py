@@ -1,4 +1,4 @@
-"""What has to happen now and then: leases, signs of life, retention, emptying deleted hubs."""
+"""What has to happen now and then: leases, pings, what nobody takes, retention, emptying deleted hubs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from towline.scheduler.engine.errors import NotDurableError
 from towline.scheduler.engine.wire import MICROS
 from towline.scheduler.server.readers import Readers
 from towline.scheduler.server.runtime import Runtime
+from towline.scheduler.server.unclaimed import Unclaimed
 from towline.scheduler.store.statements import SQL
 
 _log = logging.getLogger(__name__)
@@ -20,6 +21,7 @@ _log = logging.getLogger(__name__)
 _LEASE_CHECK_S: Final = 1.0
 _RETENTION_CHECK_S: Final = 30.0
 _HUB_CHECK_S: Final = 5.0
+_UNCLAIMED_CHECK_S: Final = 5.0
 _SIGNAL_MEMORY_S: Final = 3600.0
 _AT_ONCE: Final = 200
 
@@ -28,12 +30,20 @@ class Upkeep:
     """Periodic tasks, each named and watched."""
 
     def __init__(
-        self, runtime: Runtime, readers: Readers, *, ping_s: float, retention_s: float | None
+        self,
+        runtime: Runtime,
+        readers: Readers,
+        *,
+        ping_s: float,
+        retention_s: float | None,
+        unclaimed_after_s: float = 30.0,
     ) -> None:
         self._runtime = runtime
         self._readers = readers
         self._ping_s = ping_s
         self._retention_s = retention_s
+        self._unclaimed_after_s = unclaimed_after_s
+        self._unclaimed = Unclaimed(runtime.dispatcher, lambda: runtime.hubs, after_s=unclaimed_after_s)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -43,6 +53,7 @@ class Upkeep:
             ("pings", self._ping_s, self._ping),
             ("hubs", _HUB_CHECK_S, self._empty_hubs),
             ("signals", _SIGNAL_MEMORY_S / 4, self._forget_signals),
+            ("unclaimed", min(_UNCLAIMED_CHECK_S, self._unclaimed_after_s), self._look_for_unclaimed),
         ]
         if self._retention_s is not None:
             jobs.append(("retention", min(_RETENTION_CHECK_S, self._retention_s), self._expire_instances))
@@ -72,6 +83,9 @@ class Upkeep:
 
     async def _ping(self) -> None:
         self._runtime.dispatcher.ping()
+
+    async def _look_for_unclaimed(self) -> None:
+        self._unclaimed.look(self._runtime.loop.time())
 
     async def _forget_signals(self) -> None:
         before = self._runtime.clock.now() - int(_SIGNAL_MEMORY_S * MICROS)

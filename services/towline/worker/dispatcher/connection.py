@@ -34,6 +34,8 @@ _CALL_TIMEOUT_S: Final = 30.0
 _TOKEN_REFRESH_S: Final = 30.0
 REPORT_FOR_S: Final = 60.0
 """How long a completion is repeated; by then a turn's lease is over and it has been handed out again."""
+_REPEATS_REPORTS: Final = ("x-repeats-reports", "true")
+"""Tells our scheduler that a break of the connection loses no report: see `Connection.report`."""
 _REPEATABLE: Final = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED}
 )
@@ -89,14 +91,15 @@ class Connection:
 
     def work_items(self, request: Any) -> Any:
         """The stream of work items: a `ServerStream`, or what `grpc.aio` has for one."""
+        metadata = (*self._metadata, _REPEATS_REPORTS)
         if self._calls is not None:
             return self._calls.stream(
                 sdk.method_path("GetWorkItems"),
                 request.SerializeToString(),
                 decode=sdk.read_work_item,
-                metadata=self._metadata,
+                metadata=metadata,
             )
-        return self._stub.GetWorkItems(request, metadata=self._metadata)
+        return self._stub.GetWorkItems(request, metadata=metadata)
 
     async def report(self, method: str, message: Any) -> bool:
         """Report what became of a work item, again and again until the scheduler has it.

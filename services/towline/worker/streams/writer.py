@@ -20,7 +20,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
-from towline.contracts.redis_errors import is_redis_away
+from towline.contracts.redis_errors import is_redis_away, redis_problem
 from towline.contracts.settings import RedisSettings
 from towline.contracts.stream import stream_key, turns_key, wake_channel
 from towline.telemetry import metrics
@@ -215,7 +215,7 @@ class TokenWriter:
 
     def _note_away(self, error: Exception) -> None:
         if not self._away:
-            _log.warning("redis_away", extra={"error": repr(error)})
+            _log.warning("redis_away", extra={"error": redis_problem(error)})
         self._away = True
         self._wake.set()
 
