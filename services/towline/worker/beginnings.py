@@ -2,7 +2,7 @@
 
 The first turn of most runs has nothing else to say: it calls an agent or an activity, and the call would wait
 for Kafka. Such a turn is reported at once. That the run has started goes out with what its next turn says, or
-after 20 ms, whichever comes first; and the next turn is not reported before Kafka has it. Who carries out a
+after 50 ms, whichever comes first; and the next turn is not reported before Kafka has it. Who carries out a
 run's second turn and does not know the first one from here, because another worker had that and may have died
 in between, says it again, under the same id (decision 0017).
 """
@@ -18,7 +18,7 @@ from typing import Final
 
 from towline.contracts.events import Event
 
-PATIENCE_S: Final = 0.02
+PATIENCE_S: Final = 0.05
 """So long a beginning waits for what it could go out with."""
 _OPEN_MAX: Final = 1_000
 """Beginnings that Kafka has not yet; beyond it none is put off."""
@@ -34,6 +34,8 @@ Publish = Callable[[Sequence[Event]], Awaitable[None]]
 @dataclass(slots=True)
 class _Beginning:
     event: Event
+    due_at: float
+    """When it goes out by itself, of the loop's time."""
     claimed: bool = False
     """A turn sends it along with what it says itself."""
     sending: asyncio.Task[None] | None = None
@@ -66,8 +68,9 @@ class Beginnings:
 
     def put_off(self, instance_id: str, event: Event) -> None:
         """Say `event` soon."""
-        self._open.setdefault(instance_id, _Beginning(event))
-        self._set_timer()
+        due_at = asyncio.get_running_loop().time() + PATIENCE_S
+        self._open.setdefault(instance_id, _Beginning(event, due_at))
+        self._set_timer(due_at)
 
     async def claim(self, instance_id: str) -> list[Event]:
         """What the instance's next turn has to say first: then it is `told`, or the claim is `released`.
@@ -86,7 +89,7 @@ class Beginnings:
         beginning = self._open.get(instance_id)
         if beginning is not None and beginning.claimed:
             beginning.claimed = False
-            self._set_timer()
+            self._set_timer(beginning.due_at)
 
     def told(self, instance_id: str) -> None:
         """Kafka has it."""
@@ -109,23 +112,36 @@ class Beginnings:
         for task in self._sendings:
             task.cancel()
 
-    def _set_timer(self) -> None:
+    def _set_timer(self, due_at: float) -> None:
         if self._timer is None and not self._closed:
-            self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._send)
+            self._timer = asyncio.get_running_loop().call_at(due_at, self._send_if_due)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _send(self) -> None:
-        self._cancel_timer()
-        waiting = {
+    def _send_if_due(self) -> None:
+        """Send all that waits if one is due: the one that the timer was set for may have gone with a turn."""
+        self._timer = None
+        waiting = self._waiting()
+        if waiting:
+            due_at = min(beginning.due_at for beginning in waiting.values())
+            if due_at <= asyncio.get_running_loop().time():
+                self._send()
+            else:
+                self._set_timer(due_at)
+
+    def _waiting(self) -> dict[str, _Beginning]:
+        return {
             instance_id: beginning
             for instance_id, beginning in self._open.items()
             if not beginning.claimed and beginning.sending is None
         }
-        if waiting:
+
+    def _send(self) -> None:
+        self._cancel_timer()
+        if waiting := self._waiting():
             task = asyncio.create_task(self._send_all(waiting), name="worker-beginnings")
             self._sendings.add(task)
             task.add_done_callback(self._sendings.discard)

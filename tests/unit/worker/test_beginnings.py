@@ -113,6 +113,16 @@ async def test_it_goes_out_with_the_outcome_in_one_request_and_before_it(
     assert kafka.requests == [["r/started", "r/outcome"]], "another run's waits for that one's next turn"
 
 
+async def test_one_that_went_with_its_turn_hurries_no_other(outlet: Outlet, kafka: Kafka) -> None:
+    outlet.put_off(Turn("r", 0, [started()]))
+    await asyncio.sleep(beginnings.PATIENCE_S * 0.75)
+    await deliver(outlet, completed())
+    outlet.put_off(Turn("next", 0, [started("next")]))
+    await asyncio.sleep(beginnings.PATIENCE_S * 0.5)
+    assert kafka.requests == [["r/started", "r/outcome"]]
+    await until(lambda: kafka.requests[1:] == [["next/started"]])
+
+
 @pytest.mark.usefixtures("patient")
 async def test_all_else_is_there_before_the_outcome(outlet: Outlet, kafka: Kafka) -> None:
     outlet.put_off(Turn("r", 0, [started()]))
