@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
 
 Kind = Literal["answer", "approved_answer"]
-PARTITIONS = 12
+PARTITIONS = 3
+"""Of each topic, for all systems: what `towline dev` has on one machine."""
 """Of each topic, in every system: the contract's number."""
 
 

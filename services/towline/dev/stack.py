@@ -38,6 +38,9 @@ _KAFKA_ACCESS: Final = frozenset(
 )
 """How a Kafka elsewhere wants to be reached, which does not hold for one that was started here."""
 _SCHEDULER_TOKENS: Final = ("TOWLINE_SCHEDULER_TOKEN", "TOWLINE_SCHEDULER_TOKEN_FILE")
+PARTITIONS: Final = 3
+"""A topic's on a Kafka of the stack's own: one bridge and one relay share them, and each costs the broker and
+whoever reads it something with every fetch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +59,7 @@ class StackPlan:
     ports: Mapping[str, int] = field(default_factory=dict[str, int])
     """Wanted ports by part; another one is taken if a wanted one is not free."""
     partitions: int | None = None
-    """Instead of the contract's number of partitions a topic."""
+    """Partitions a topic; default: the contract's number, on a Kafka of its own `PARTITIONS`."""
     scheduler_options: Sequence[str] = ()
     """More of the command line of the scheduler, if it is started."""
 
@@ -203,7 +206,10 @@ class Stack:
 
     async def create_topics(self) -> None:
         """Create the contract's topics. Idempotent."""
-        await ensure_topics(self.kafka, partitions=self.plan.partitions, timeout_s=_TOPICS_TIMEOUT_S)
+        partitions = self.plan.partitions
+        if partitions is None and not self._kafka_is_given:
+            partitions = PARTITIONS
+        await ensure_topics(self.kafka, partitions=partitions, timeout_s=_TOPICS_TIMEOUT_S)
 
     def stop(self) -> None:
         """Stop everything: roles first, so that they can still say what they have to."""
