@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal, Self
 Kind = Literal["answer", "approved_answer"]
 PARTITIONS = 3
 """Of each topic, for all systems: what `towline dev` has on one machine."""
-"""Of each topic, in every system: the contract's number."""
 
 
 class StartError(Exception):
