@@ -20,8 +20,9 @@ if __name__ == "__main__":  # `python benchmarks/scale.py` puts its own folder o
 
 from benchmarks.end_to_end.pages import replaced
 from benchmarks.end_to_end.results import Results, Summary, summarise
-from benchmarks.end_to_end.systems.base import PARTITIONS
 from benchmarks.end_to_end.yardstick import AT_REST_MS
+
+from towline.contracts.topics import TOPICS
 
 RATES: Final = (10, 100, 300, 1_000, 3_000, 10_000)
 WAITING: Final = (100_000, 1_000_000, 10_000_000)
@@ -30,6 +31,8 @@ BUSY_AT_MOST: Final = 0.7
 """Of a core: a process is not planned fuller, so that bursts and failovers fit."""
 MACHINE_CORES: Final = 2
 """Of the machine that everything was measured on."""
+PARTITIONS: Final = TOPICS[0].partitions
+"""Of the contract; what was measured has fewer, on one machine."""
 MARK: Final = "benchmarks/scale.py"
 
 
