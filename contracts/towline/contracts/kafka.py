@@ -132,8 +132,9 @@ async def ensure_topics(
 ) -> tuple[str, ...]:
     """Create those of the contract's topics that are not there yet. Idempotent, safe to call concurrently.
 
-    A topic that exists is never changed; one that differs in what the contract relies on (partitions,
-    compaction of the catalog) is logged as `topic_differs`.
+    A topic that exists is never changed; one that differs in what the contract relies on (compaction of the
+    catalog), or from `partitions`, is logged as `topic_differs`. Without `partitions` any number is right:
+    it is for whoever created the topic to say.
 
     Args:
         settings: Where Kafka is, and the topics' prefix.
@@ -235,7 +236,7 @@ async def _report_differences(
     for spec in TOPICS:
         name = settings.topics.name(spec.name)
         wanted, actual = _partitions(spec, override), len(described.get(name, ()))
-        if actual != wanted:
+        if actual != wanted and (override is not None or spec.partitions == 1):
             _log.warning(
                 "topic_differs",
                 extra={"topic": name, "setting": "partitions", "wanted": wanted, "actual": actual},

@@ -75,6 +75,16 @@ async def test_a_topic_that_differs_is_reported_and_left_alone(
     assert reported == {(settings.topics.catalog, "cleanup.policy"), (settings.topics.runs, "partitions")}
 
 
+async def test_a_service_takes_topics_with_as_many_partitions_as_they_were_given(
+    kafka: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = fresh(kafka, "fewer")
+    await ensure_topics(settings, partitions=3)
+    with caplog.at_level(logging.WARNING, "towline"):
+        await ensure_topics(settings)
+    assert [record for record in caplog.records if record.message == "topic_differs"] == []
+
+
 async def test_a_broker_that_is_away_is_named() -> None:
     settings = KafkaSettings(bootstrap="127.0.0.1:1")
     with pytest.raises(KafkaUnavailableError, match=r"127\.0\.0\.1:1 within 0\.5 s.*TOWLINE_KAFKA_BOOTSTRAP"):
