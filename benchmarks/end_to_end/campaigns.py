@@ -11,9 +11,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-from aiokafka.admin import AIOKafkaAdminClient
 from benchmarks.end_to_end import installed, report
 from benchmarks.end_to_end.load import Load, load
 from benchmarks.end_to_end.processes import memory_mb, processor
@@ -30,6 +29,8 @@ from benchmarks.end_to_end.workloads import (
     warm_up,
 )
 
+from towline.contracts.kafka import admin
+from towline.contracts.settings import KafkaSettings
 from towline.dev.kafka import KafkaPart
 
 _AT_REST_S: Final = 5.0
@@ -176,12 +177,8 @@ async def alone(
 
 
 async def _delete_topics(bootstrap: str) -> None:
-    client: Any = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await client.start()
-    try:
+    async with admin(KafkaSettings(bootstrap=bootstrap)) as client:
         await client.delete_topics([name for name in await client.list_topics() if not name.startswith("__")])
-    finally:
-        await client.close()
 
 
 async def _measure_if_able(

@@ -127,6 +127,7 @@ async def ensure_topics(
     settings: KafkaSettings,
     *,
     partitions: int | None = None,
+    insists: bool = True,
     replication_factor: int = -1,
     timeout_s: float = 30.0,
 ) -> tuple[str, ...]:
@@ -139,6 +140,7 @@ async def ensure_topics(
     Args:
         settings: Where Kafka is, and the topics' prefix.
         partitions: Instead of each specification's own number, except for topics with one partition.
+        insists: Whether `partitions` is asked of topics that exist, too.
         replication_factor: -1 takes the broker's default.
         timeout_s: In seconds, for reaching a broker and again for the rest.
 
@@ -159,7 +161,7 @@ async def ensure_topics(
             }
             created = await _create(client, missing, partitions, replication_factor) if missing else ()
             await _until_led(client, settings)
-            await _report_differences(client, settings, partitions)
+            await _report_differences(client, settings, partitions if insists else None)
     except TimeoutError as error:
         raise KafkaUnavailableError(
             f"the broker at {settings.bootstrap} did not create or answer for the topics "

@@ -209,7 +209,13 @@ class Stack:
         partitions = self.plan.partitions
         if partitions is None and not self._kafka_is_given:
             partitions = PARTITIONS
-        await ensure_topics(self.kafka, partitions=partitions, timeout_s=_TOPICS_TIMEOUT_S)
+        await ensure_topics(
+            self.kafka,
+            partitions=partitions,
+            # A folder may be older than the default.
+            insists=self.plan.partitions is not None,
+            timeout_s=_TOPICS_TIMEOUT_S,
+        )
 
     def stop(self) -> None:
         """Stop everything: roles first, so that they can still say what they have to."""

@@ -101,7 +101,8 @@ class Beginnings:
 
     async def flush(self) -> None:
         """Send what waits; returns when Kafka has it or `close` was called."""
-        self._send()
+        self._cancel_timer()
+        self._send(self._waiting())
         if self._sendings:
             await asyncio.wait(set(self._sendings))
 
@@ -125,12 +126,11 @@ class Beginnings:
         """Send all that waits if one is due: the one that the timer was set for may have gone with a turn."""
         self._timer = None
         waiting = self._waiting()
-        if waiting:
-            due_at = min(beginning.due_at for beginning in waiting.values())
-            if due_at <= asyncio.get_running_loop().time():
-                self._send()
-            else:
-                self._set_timer(due_at)
+        due_at = min((beginning.due_at for beginning in waiting.values()), default=0.0)
+        if due_at <= asyncio.get_running_loop().time():
+            self._send(waiting)
+        else:
+            self._set_timer(due_at)
 
     def _waiting(self) -> dict[str, _Beginning]:
         return {
@@ -139,9 +139,8 @@ class Beginnings:
             if not beginning.claimed and beginning.sending is None
         }
 
-    def _send(self) -> None:
-        self._cancel_timer()
-        if waiting := self._waiting():
+    def _send(self, waiting: Mapping[str, _Beginning]) -> None:
+        if waiting:
             task = asyncio.create_task(self._send_all(waiting), name="worker-beginnings")
             self._sendings.add(task)
             task.add_done_callback(self._sendings.discard)

@@ -91,6 +91,14 @@ def _runs(name: str, partition: int | None = None) -> Iterator[str]:
             yield run_id
 
 
+async def _mark_of_the_only_one(publisher: Publisher, books: Books) -> str:
+    """The mark of the one relay that runs, once it has read something."""
+    await publisher.started("first")
+    await eventually_async(lambda: books.known("first"))
+    [mark] = await books.reads()
+    return mark
+
+
 async def _reads_in(books: Books, mark: str, seconds: float) -> float:
     """Reads a second of one relay, measured for so long."""
     before, began = (await books.reads())[mark], time.monotonic()
@@ -211,9 +219,7 @@ async def test_the_relay_that_has_the_partition_is_quick_while_another_is_listen
     start_relay: StartRelay, publisher: Publisher, books: Books, http: httpx.AsyncClient
 ) -> None:
     listened_to = start_relay()
-    await publisher.started("first")
-    await eventually_async(lambda: books.known("first"))
-    [its_mark] = await books.reads()
+    its_mark = await _mark_of_the_only_one(publisher, books)
     start_relay()
     tried = _runs("try")
 
@@ -254,9 +260,7 @@ async def test_who_asks_for_runs_is_told_what_happens_from_then_on(
     start_relay: StartRelay, publisher: Publisher, books: Books, http: httpx.AsyncClient
 ) -> None:
     relay = start_relay()
-    await publisher.started("first")
-    await eventually_async(lambda: books.known("first"))
-    [mark] = await books.reads()
+    mark = await _mark_of_the_only_one(publisher, books)
     async with _load(publisher, _runs("load")):
         await asyncio.sleep(3)
         for path in ("/healthz", "/readyz", "/metrics", "/follow", "/docs", "/openapi.json"):

@@ -88,6 +88,15 @@ async def deliver(outlet: Outlet, *said: Publish | RaiseOn, run_id: str = "r") -
     await outlet.deliver(Turn(run_id, 3, list(said)), raise_event)
 
 
+async def give_up(outlet: Outlet, kafka: Kafka) -> None:
+    """The run's outcome is on its way, and its turn comes again."""
+    turn = asyncio.create_task(deliver(outlet, completed()))
+    await kafka.asked.wait()
+    outlet.replace("r")
+    with pytest.raises(TurnAbandonedError):
+        await turn
+
+
 async def until(condition: Any) -> None:
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110 — a task of the outlet's does it
@@ -158,11 +167,7 @@ async def test_the_next_turn_waits_for_one_that_is_under_way(outlet: Outlet, kaf
 async def test_a_turn_that_is_replaced_leaves_it_to_the_next(outlet: Outlet, kafka: Kafka) -> None:
     outlet.put_off(Turn("r", 0, [started()]))
     kafka.answers.clear()
-    turn = asyncio.create_task(deliver(outlet, completed()))
-    await kafka.asked.wait()
-    outlet.replace("r")
-    with pytest.raises(TurnAbandonedError):
-        await turn
+    await give_up(outlet, kafka)
     assert outlet.knows_beginning("r")
     kafka.answers.set()
     await deliver(outlet, completed())
@@ -172,11 +177,7 @@ async def test_a_turn_that_is_replaced_leaves_it_to_the_next(outlet: Outlet, kaf
 async def test_it_goes_out_by_itself_if_the_turn_that_had_it_gives_up(outlet: Outlet, kafka: Kafka) -> None:
     kafka.answers.clear()
     outlet.put_off(Turn("r", 0, [started()]))
-    turn = asyncio.create_task(deliver(outlet, completed()))
-    await kafka.asked.wait()
-    outlet.replace("r")
-    with pytest.raises(TurnAbandonedError):
-        await turn
+    await give_up(outlet, kafka)
     kafka.answers.set()
     await until(lambda: kafka.sent == ["r/started"])
 
