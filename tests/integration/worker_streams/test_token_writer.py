@@ -207,6 +207,21 @@ def test_tokens_are_coalesced(valkey: Valkey, new_writer: Callable[..., TokenWri
     assert assemble(got[:-1]).turns["1"] == "".join(f"{number} " for number in range(5000))
 
 
+def test_a_turn_that_is_over_within_a_span_is_one_entry_and_its_message(
+    valkey: Valkey, new_writer: Callable[..., TokenWriter]
+) -> None:
+    writer = new_writer(flush_interval_ms=200)
+    turn = writer.open(RUN, 1, "Poet")
+    for word in ("slow ", "and ", "steady"):
+        turn.write(word)
+        time.sleep(0.01)
+    turn.finish("slow and steady")
+    assert writer.drain(5)
+    got = entries(valkey)
+    assert [kind for kind, _ in got] == ["token", "message"]
+    assert got[0][1]["text"] == "slow and steady"
+
+
 def test_streams_expire_and_are_trimmed(valkey: Valkey, new_writer: Callable[..., TokenWriter]) -> None:
     writer = new_writer(entries_max=100, ttl_s=60)
     for number in range(400):

@@ -20,7 +20,10 @@ class StreamSettings(BaseSettings):
         "they stream.",
     )
     flush_interval_ms: float = Field(
-        default=15, gt=0, le=1000, description="Tokens of this span are coalesced into one entry a turn."
+        default=15,
+        gt=0,
+        le=1000,
+        description="Text waits so long for more, the first word too: together they are one entry.",
     )
     ttl_s: int = Field(
         default=7 * 24 * 3600, gt=0, description="A stream is deleted this long after its last entry."

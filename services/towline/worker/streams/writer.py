@@ -172,12 +172,15 @@ class TokenWriter:
         backoff_s = _BACKOFF_FIRST_S
         housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
         while not self._stopping.is_set():
-            self._wake.wait(_HOUSEKEEPING_S)
+            if self._wake.wait(_HOUSEKEEPING_S):
+                # A span first, then all that was said in it: most short turns are one write then, made when
+                # the run's own work, which this thread would hold up, is done.
+                self._stopping.wait(interval_s)
             self._wake.clear()
-            flushed_at = time.monotonic()
-            if flushed_at >= housekeeping_at:
-                self._keep_house(flushed_at)
-                housekeeping_at = flushed_at + _HOUSEKEEPING_S
+            now = time.monotonic()
+            if now >= housekeeping_at:
+                self._keep_house(now)
+                housekeeping_at = now + _HOUSEKEEPING_S
             try:
                 self._flush()
             except Exception as error:  # noqa: BLE001 - the root of this thread
@@ -192,8 +195,6 @@ class TokenWriter:
                 with self._lock:
                     self._ledger.clear()
             backoff_s = _BACKOFF_FIRST_S
-            # The first word of a burst leaves at once; the rest is coalesced.
-            self._stopping.wait(max(0.0, interval_s - (time.monotonic() - flushed_at)))
         self._redis.close()
 
     def _keep_house(self, now: float) -> None:
