@@ -1,11 +1,13 @@
-"""Checkouts of Towline beside each other, a run of each by turns: what a change does to a run alone.
+"""Systems or checkouts of Towline beside each other, a run of each by turns: how long a run alone takes.
 
+    python benchmarks/by_turns.py --runs 600 towline towline-core restate-tuned
     python benchmarks/by_turns.py --runs 600 old=../old new=. also-new=. also-old=../old [--core]
 
-Blocks of runs, as `run.py` measures, drift with the machine by more than most changes make. Run by run the
-same drift meets all, in an order drawn anew each time. Which stack was started when is worth up to 4 %: name
-both checkouts twice, there and back. Prints p50, its ratio to the last one's with the error of that
-(bootstrap over pairs), and CPU a run by process.
+Blocks of runs, as `run.py` measures, drift with the machine by more than most differences. Run by run, or
+with `--burst 10` ten of each at a time (each turn's median counts), the same drift meets all, in an order
+drawn anew each time. Which stack was started when is worth up to 4 %: name both checkouts twice, there and
+back. Prints p50, its ratio to the last one's with the error of that (bootstrap over pairs), and CPU a run by
+process.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import AsyncExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +32,7 @@ from benchmarks.end_to_end.campaigns import kafka, started
 from benchmarks.end_to_end.job import message
 from benchmarks.end_to_end.load import Load
 from benchmarks.end_to_end.processes import cpu_ms
+from benchmarks.end_to_end.systems import SYSTEMS
 from benchmarks.end_to_end.workloads import one_in_flight
 
 _WARM_UP: Final = 300
@@ -37,38 +41,67 @@ _PAUSE_S: Final = 0.004
 _RESAMPLES: Final = 400
 
 
+@dataclass(frozen=True, slots=True)
+class _Contender:
+    name: str
+    system: str
+    checkout: Path | None
+    """Whose code Towline's processes run; None: this one's."""
+
+
 def main() -> int:
     """Measure and print."""
     arguments = _arguments()
-    folders: dict[str, Path] = {}
-    for given in arguments.checkouts:
-        name, _, folder = given.partition("=")
-        folders[name] = Path(folder).resolve()
-        if not (folders[name] / "services" / "towline").is_dir():
-            print(f"{given}: expected NAME=FOLDER, the folder of a checkout of Towline", file=sys.stderr)
-            return 2
-    asyncio.run(_measure(folders, arguments.runs, "towline-core" if arguments.core else "towline"))
+    try:
+        contenders = [_contender(given, core=arguments.core) for given in arguments.contenders]
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if len({contender.name for contender in contenders}) < len(contenders):
+        print("each contender needs a name of its own: NAME=FOLDER", file=sys.stderr)
+        return 2
+    asyncio.run(_measure(contenders, arguments.runs // arguments.burst, arguments.burst))
     return 0
 
 
-async def _measure(folders: Mapping[str, Path], runs: int, system: str) -> None:
+def _contender(given: str, *, core: bool) -> _Contender:
+    """What an argument names.
+
+    Raises:
+        ValueError: Neither a system nor a checkout, or a system that is not installed.
+    """
+    name, separator, folder = given.partition("=")
+    if separator:
+        checkout = Path(folder).resolve()
+        if not (checkout / "services" / "towline").is_dir():
+            raise ValueError(f"{given}: expected NAME=FOLDER, the folder of a checkout of Towline")
+        return _Contender(name, "towline-core" if core else "towline", checkout)
+    if name not in SYSTEMS:
+        raise ValueError(f"{given}: expected NAME=FOLDER or one of {', '.join(SYSTEMS)}")
+    if (reason := SYSTEMS[name].missing()) is not None:
+        raise ValueError(f"{given}: {reason}")
+    return _Contender(name, name, None)
+
+
+async def _measure(contenders: Sequence[_Contender], turns: int, burst: int) -> None:
     async with AsyncExitStack() as stack:
         at = await stack.enter_async_context(kafka())
         loads: dict[str, Load] = {}
-        for name, folder in folders.items():
-            with _code_of(folder):
-                stack_of_it = started(system, at, tag=f"{name}.", warm_up_runs=_WARM_UP)
-                loads[name] = await stack.enter_async_context(stack_of_it)
+        for each in contenders:
+            with nullcontext() if each.checkout is None else _code_of(each.checkout):
+                stack_of_it = started(each.system, at, tag=f"{each.name}.", warm_up_runs=_WARM_UP)
+                loads[each.name] = await stack.enter_async_context(stack_of_it)
         before = {name: _cpu(generator) for name, generator in loads.items()}
         took: dict[str, list[float]] = {name: [] for name in loads}
         drawn = random.Random(1)
-        for number in range(runs):
+        for number in range(turns):
             # To and fro would space the middle one's runs evenly and bring the outer ones' in pairs.
             for name, generator in drawn.sample(list(loads.items()), len(loads)):
-                took[name].append(await _one(generator, number))
+                took[name].append(statistics.median([await _one(generator, number) for _ in range(burst)]))
                 await asyncio.sleep(_PAUSE_S)
         last = list(took.values())[-1]
         for name, generator in loads.items():
+            runs = turns * burst
             used = {part: (ms - before[name][part]) / runs for part, ms in _cpu(generator).items()}
             ratio, error = ratio_of_medians(took[name], last)
             parts = ", ".join(f"{part} {ms:.2f}" for part, ms in used.items())
@@ -122,11 +155,18 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "checkouts", nargs="+", metavar="NAME=FOLDER", help="what is compared with the last one"
+        "contenders",
+        nargs="+",
+        metavar="SYSTEM|NAME=FOLDER",
+        help=f"what is compared with the last one: {', '.join(SYSTEMS)}, or checkouts of Towline",
     )
     parser.add_argument("--runs", type=int, default=600, help="of each; default 600")
-    parser.add_argument("--core", action="store_true", help="without relay and Redis")
-    return parser.parse_args()
+    parser.add_argument("--burst", type=int, default=1, help="runs of one before it is the next one's turn")
+    parser.add_argument("--core", action="store_true", help="checkouts without relay and Redis")
+    arguments = parser.parse_args()
+    if not 1 <= arguments.burst <= arguments.runs // 2:
+        parser.error("--burst: from 1 to half of --runs")
+    return arguments
 
 
 if __name__ == "__main__":
