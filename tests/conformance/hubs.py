@@ -94,7 +94,12 @@ class Hub:
         return TaskHubSidecarServiceStub(self._channel())
 
     def hand_worker(
-        self, *, orchestrations: int = 100, activities: int = 100, entities: int = 100
+        self,
+        *,
+        orchestrations: int = 100,
+        activities: int = 100,
+        entities: int = 100,
+        fetches_history: bool = False,
     ) -> HandWorker:
         made = HandWorker(
             self._channel(),
@@ -102,6 +107,7 @@ class Hub:
                 maxConcurrentOrchestrationWorkItems=orchestrations,
                 maxConcurrentActivityWorkItems=activities,
                 maxConcurrentEntityWorkItems=entities,
+                capabilities=[pb.WORKER_CAPABILITY_HISTORY_STREAMING] if fetches_history else [],
             ),
         )
         self._exits.callback(made.close)

@@ -12,6 +12,7 @@ from durabletask.client import OrchestrationQuery, OrchestrationStatus
 from durabletask.entities import EntityInstanceId
 from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf import wrappers_pb2
+from tests.conformance.hand_worker import complete
 from tests.conformance.hubs import Hub
 from tests.conformance.support import unique
 
@@ -52,6 +53,42 @@ def test_a_history_too_large_for_a_worker_fails_its_instance_readably(hub: Hub) 
     assert "bytes" in ended.failure_details.message
     assert_still_served(hub)
     assert len(sdk.get_orchestration_history(instance)) > 20
+
+
+def test_a_worker_that_fetches_histories_gets_a_turn_whose_history_is_larger_than_a_message(hub: Hub) -> None:
+    hand = hub.hand_worker(fetches_history=True)
+    instance = unique("run")
+    hand.stub.StartInstance(pb.CreateInstanceRequest(instanceId=instance, name="by-hand"), timeout=5)
+    hand.answer_turn(hand.next("orchestratorRequest"))
+    for _ in range(20):
+        data = wrappers_pb2.StringValue(value=f'"{LARGE}"')
+        hand.stub.RaiseEvent(pb.RaiseEventRequest(instanceId=instance, name="more", input=data), timeout=5)
+        last = hand.next("orchestratorRequest")
+        hand.answer_turn(last)
+    hand.stub.RaiseEvent(pb.RaiseEventRequest(instanceId=instance, name="end"), timeout=5)
+
+    turn = hand.next("orchestratorRequest")
+
+    request = turn.orchestratorRequest
+    assert request.requiresHistoryStreaming
+    assert not request.pastEvents
+    asked = pb.StreamInstanceHistoryRequest(instanceId=instance, forWorkItemProcessing=True)
+
+    def fetched(token: str) -> list[pb.HistoryEvent]:
+        chunks = hand.stub.StreamInstanceHistory(asked, timeout=5, metadata=[("x-completion-token", token)])
+        return [event for chunk in chunks for event in chunk.events]
+
+    past = fetched(turn.completionToken)
+    assert sum(event.HasField("eventRaised") for event in past) == 20
+    assert past[0].timestamp.ToNanoseconds() < request.newEvents[0].timestamp.ToNanoseconds()
+    with pytest.raises(grpc.RpcError) as refused:
+        fetched(last.completionToken)
+    assert refused.value.code() == grpc.StatusCode.NOT_FOUND, (
+        "whose turn it was may not replay what came since"
+    )
+    hand.answer_turn(turn, complete())
+    with pytest.raises(grpc.RpcError):
+        fetched(turn.completionToken)
 
 
 def test_an_entity_state_too_large_for_a_worker_fails_the_operation_and_is_kept(hub: Hub) -> None:

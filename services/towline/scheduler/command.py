@@ -65,6 +65,7 @@ def run(
     entity_lease_s: Annotated[float | None, _option("entity_lease_s")] = None,
     max_work_item_bytes: Annotated[int | None, _option("max_work_item_bytes")] = None,
     max_history_events: Annotated[int | None, _option("max_history_events")] = None,
+    max_history_bytes: Annotated[int | None, _option("max_history_bytes")] = None,
     log_level: Annotated[str | None, _option("log_level")] = None,
 ) -> None:
     """Run the server until SIGTERM or Ctrl-C. Flags are also variables, TOWLINE_SCHEDULER_..."""
@@ -86,6 +87,7 @@ def run(
         "entity_lease_s": entity_lease_s,
         "max_work_item_bytes": max_work_item_bytes,
         "max_history_events": max_history_events,
+        "max_history_bytes": max_history_bytes,
         "log_level": log_level,
     }
     try:

@@ -85,6 +85,12 @@ class SchedulerSettings:
     max_history_events: int = _setting(
         10_000, "Most history events in one generation of an instance", int, least=100
     )
+    max_history_bytes: int = _setting(
+        64 * 1024 * 1024,
+        "Largest history of one generation, in bytes, for workers that fetch what does not fit a work item",
+        int,
+        least=262_144,
+    )
     orchestration_lease_s: float = _setting(
         60.0, "Seconds a worker may take for an orchestrator turn", _number, above=0
     )
@@ -139,6 +145,7 @@ class SchedulerSettings:
             work_item_bytes=self.max_work_item_bytes - _WORK_ITEM_MARGIN,
             payload_bytes=self.max_work_item_bytes - _PAYLOAD_MARGIN,
             history_events=self.max_history_events,
+            history_bytes=self.max_history_bytes,
             losses=self.max_losses,
         )
 

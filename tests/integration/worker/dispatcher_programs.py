@@ -99,6 +99,17 @@ def chain(ctx: OrchestrationContext, count: int) -> Any:
     return total
 
 
+def large(_: ActivityContext, size: int) -> str:
+    return "x" * size
+
+
+def long_history(ctx: OrchestrationContext, count: int) -> Any:
+    total = 0
+    for _ in range(count):
+        total += len((yield ctx.call_activity(large, input=250_000)))
+    return total
+
+
 def failing_activity(ctx: OrchestrationContext, number: int) -> Any:
     try:
         yield ctx.call_activity(refuse, input=number)
@@ -156,6 +167,7 @@ def setup_worker(worker: Any) -> None:
         timer,
         fan_out,
         chain,
+        long_history,
         failing_activity,
         parent,
         generations,
@@ -164,5 +176,6 @@ def setup_worker(worker: Any) -> None:
     ):
         worker.add_orchestrator(program)
     worker.add_activity(square)
+    worker.add_activity(large)
     worker.add_activity(refuse)
     worker.add_entity(Tally)

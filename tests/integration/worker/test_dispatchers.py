@@ -76,6 +76,17 @@ async def test_turns_go_on_where_the_last_one_ended(hosted: Stack, wire: Wire) -
             assert gained == {"kept": 0, "replayed": 21, "stale": 0}
 
 
+async def test_a_history_may_be_larger_than_a_message_of_the_scheduler(hosted: Stack, wire: Wire) -> None:
+    run_id = await wire.start("long_history", 24)
+    outcome = await wire.outcome(run_id, timeout_s=PATIENCE_S)
+    if hosted.plan.settings["TOWLINE_WORKER_DISPATCHER"] == "sdk":
+        # Its worker can't fetch a history: docs/scheduler.md, "Limits".
+        assert outcome.type == "run.failed"
+        assert outcome.data["error"]["type"] == "PayloadTooLarge"
+    else:
+        assert (outcome.type, outcome.data.get("output")) == ("run.completed", 6_000_000), outcome
+
+
 def _turns(hosted: Stack) -> dict[str, int]:
     text = httpx.get(f"http://127.0.0.1:{hosted['worker'].own_ports()[0]}/metrics").text
     found = re.findall(r'^towline_worker_turns_total\{.*?how="(\w+)".*?\} ([\d.]+)', text, re.MULTILINE)

@@ -14,7 +14,7 @@ import pytest
 from azure.core.credentials import AccessToken
 from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.internal import orchestrator_service_pb2_grpc as pb_grpc
-from google.protobuf import empty_pb2
+from google.protobuf import empty_pb2, wrappers_pb2
 from tests.unit.worker.simulator import PaperOutlet
 from tests.waiting import eventually_async
 
@@ -102,6 +102,76 @@ def length(_context: Any, text: str) -> int:
 @pytest.fixture(params=["direct", "grpc"])
 def direct(request: pytest.FixtureRequest) -> bool:
     return request.param == "direct"
+
+
+class Remembering(Listening):
+    """Has a turn's history for who asks for it, from the second time on."""
+
+    def __init__(self, past: list[pb.HistoryEvent], *says: pb.WorkItem) -> None:
+        super().__init__(*says)
+        self._past = past
+        self.asked: list[tuple[str, str]] = []
+        self.given_back: list[str] = []
+
+    async def StreamInstanceHistory(self, request: Any, context: Any) -> AsyncGenerator[Any]:  # noqa: N802 - gRPC's name
+        token = str(dict(context.invocation_metadata())["x-completion-token"])
+        assert request.forWorkItemProcessing
+        self.asked.append((request.executionId.value, token))
+        half = len(self._past) // 2
+        yield pb.HistoryChunk(events=self._past[:half])
+        if len(self.asked) == 1:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "in the middle of it")
+        yield pb.HistoryChunk(events=self._past[half:])
+
+    async def CompleteOrchestratorTask(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        return self._take(request)
+
+    async def AbandonTaskOrchestratorWorkItem(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        self.given_back.append(request.completionToken)
+        return pb.AbandonOrchestrationTaskResponse()
+
+
+async def test_a_turn_without_its_history_waits_for_all_of_it_or_is_given_back(direct: bool) -> None:
+    def two_steps(ctx: Any, _: Any) -> Any:
+        first = yield ctx.call_activity("length", input="a")
+        second = yield ctx.call_activity("length", input="b")
+        return [first, second]
+
+    def started(at: int) -> pb.HistoryEvent:
+        event = pb.HistoryEvent(eventId=-1, orchestratorStarted=pb.OrchestratorStartedEvent())
+        event.timestamp.FromSeconds(at)
+        return event
+
+    def result(of: int, value: str) -> pb.HistoryEvent:
+        completed = pb.TaskCompletedEvent(taskScheduledId=of, result=wrappers_pb2.StringValue(value=value))
+        return pb.HistoryEvent(eventId=-1, taskCompleted=completed)
+
+    def scheduled(number: int) -> pb.HistoryEvent:
+        return pb.HistoryEvent(eventId=number, taskScheduled=pb.TaskScheduledEvent(name="length"))
+
+    begun = pb.ExecutionStartedEvent(
+        name="two_steps", orchestrationInstance=pb.OrchestrationInstance(instanceId="long")
+    )
+    past = [started(1), pb.HistoryEvent(eventId=-1, executionStarted=begun), scheduled(1)]
+    past += [started(2), result(1, "1"), scheduled(2)]
+    turn = pb.OrchestratorRequest(
+        instanceId="long",
+        executionId=wrappers_pb2.StringValue(value="execution"),
+        newEvents=[started(3), result(2, "2")],
+        requiresHistoryStreaming=True,
+    )
+    service = Remembering(past, pb.WorkItem(completionToken="first", orchestratorRequest=turn))
+    async with dispatching(
+        service, direct=direct, set_up=lambda worker: worker.add_orchestrator(two_steps)
+    ) as made:
+        await eventually_async(lambda: service.given_back == ["first"])
+        service.hand_out(pb.WorkItem(completionToken="second", orchestratorRequest=turn))
+        await eventually_async(lambda: "second" in service.answers)
+        assert made.is_alive
+    assert service.asked == [("execution", "first"), ("execution", "second")]
+    assert service.done == ["second"]
+    (end,) = service.answers["second"].actions
+    assert end.completeOrchestration.result.value == "[1, 2]"
 
 
 async def test_a_stream_that_falls_silent_is_opened_anew(

@@ -222,6 +222,50 @@ def test_a_history_over_the_limit_fails_the_instance_with_size_and_limit() -> No
     assert "4000 bytes" in pb.TaskFailureDetails.FromString(run.failure).errorMessage
 
 
+def with_history(bench: Bench, size: int) -> Instance:
+    """An instance with about so many bytes of history and an event that waits."""
+    run = bench.start("x", "a" * size)
+    bench.begin(run)
+    bench.answer(run)
+    control.raise_event(bench.changes, bench.world, HUB, run.id, "more", None, bench.now)
+    bench.settle()
+    return run
+
+
+def test_a_history_that_the_worker_fetches_need_not_fit_a_work_item() -> None:
+    bench = Bench()
+    run = with_history(bench, 5_000)
+    limits = bench.world.limits = Limits(work_item_bytes=4_000, history_bytes=10_000)
+    assert turns.is_history_apart(limits, run)
+
+    item = turns.begin(bench.changes, bench.world, run, "t", bench.now, history_apart=True)
+
+    assert item is not None
+    assert len(item) < limits.work_item_bytes
+    request = pb.WorkItem.FromString(item).orchestratorRequest
+    assert request.requiresHistoryStreaming
+    assert not request.pastEvents
+    kinds = [event.WhichOneof("eventType") for event in request.newEvents]
+    assert kinds == ["orchestratorStarted", "eventRaised"]
+
+
+def test_it_has_a_limit_of_its_own() -> None:
+    bench = Bench()
+    run = with_history(bench, 5_000)
+    bench.world.limits = Limits(work_item_bytes=8_000, history_bytes=5_000)
+    turns.begin(bench.changes, bench.world, run, "t", bench.now, history_apart=True)
+
+    assert run.failure is not None
+    assert "5000 bytes" in pb.TaskFailureDetails.FromString(run.failure).errorMessage
+
+
+def test_a_small_history_comes_with_the_turn() -> None:
+    bench = Bench()
+    run = with_history(bench, 1_000)
+
+    assert not turns.is_history_apart(Limits(work_item_bytes=4_000), run)
+
+
 @pytest.mark.parametrize("generation", [1, 2])
 def test_an_instance_that_ends_before_its_first_turn_keeps_what_it_was_started_with(generation: int) -> None:
     """Restart and whoever asks after its input read it from there, once it is not in memory any more."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -44,6 +44,12 @@ class PaperOutlet:
 
     def send(self, turn: Turn, raise_event: Callable[[RaiseOn], None]) -> None:
         self.sent.extend(turn.outbox)
+
+    async def deliver(self, turn: Turn, raise_event: Callable[[RaiseOn], Awaitable[None]]) -> None:
+        self.sent.extend(turn.outbox)
+
+    def put_off(self, turn: Turn) -> bool:
+        return False
 
     def replace(self, instance_id: str) -> None: ...
 

@@ -17,6 +17,8 @@ class Limits:
     """Largest single input, result or event."""
     history_events: int = 10_000
     """Most events in one generation of an instance."""
+    history_bytes: int = 64 * 1024 * 1024
+    """Largest history of a generation, of which a worker fetches what does not fit a work item."""
     turn_events: int = 1_000
     """Most new events in one turn."""
     inbox_messages: int = 100_000

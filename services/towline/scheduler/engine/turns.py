@@ -18,13 +18,28 @@ from towline.scheduler.engine.model import (
     MessageKind,
     Turn,
 )
-from towline.scheduler.engine.ports import World
+from towline.scheduler.engine.ports import Limits, World
 
 
-def begin(changes: Changes, world: World, instance: Instance, token: str, now: int) -> bytes | None:
+def is_history_apart(limits: Limits, instance: Instance) -> bool:
+    """Whether a worker that can fetch the history is to: it would take more than half of a work item."""
+    return instance.history_bytes > limits.work_item_bytes // 2
+
+
+def begin(
+    changes: Changes, world: World, instance: Instance, token: str, now: int, *, history_apart: bool = False
+) -> bytes | None:
     """Hand out a turn with everything in the inbox that is on disk.
 
-    Writes nothing unless the instance has to be failed because its history is too large for a work item.
+    Writes nothing unless the instance has to be failed because its history is too large.
+
+    Args:
+        changes: Takes what changes.
+        world: Where all else is.
+        instance: Whose turn it is.
+        token: The turn's token.
+        now: The time.
+        history_apart: The worker fetches the history (`is_history_apart`), so it need not fit the work item.
 
     Returns:
         The encoded work item; None if the instance was failed.
@@ -36,7 +51,8 @@ def begin(changes: Changes, world: World, instance: Instance, token: str, now: i
         messages = messages[:1]  # the worker refuses a rewind in company
     at = max(now, instance.turn_at + 1)
     new_events = [events.orchestrator_started(at)]
-    room = limits.work_item_bytes - wire.ENVELOPE_BYTES - instance.history_bytes - len(instance.id)
+    history_bytes = 0 if history_apart else instance.history_bytes
+    room = limits.work_item_bytes - wire.ENVELOPE_BYTES - history_bytes - len(instance.id)
     size = len(new_events[0])
     last_seq = -1
     for message in messages:
@@ -49,17 +65,16 @@ def begin(changes: Changes, world: World, instance: Instance, token: str, now: i
         last_seq = message.seq
         if message.event:
             new_events.append(message.event)
-    if size > room:
-        failure = events.too_large(
-            f"history of '{instance.id}'", size + instance.history_bytes, limits.work_item_bytes
-        )
+    limit = limits.history_bytes if history_apart else limits.work_item_bytes
+    if size > room or instance.history_bytes > limit:
+        failure = events.too_large(f"history of '{instance.id}'", size + instance.history_bytes, limit)
         lifecycle.fail(changes, world, instance, failure, now)
         return None
     instance.turn = Turn(token, at, new_events, last_seq)
     return wire.orchestrator_item(
         instance_id=instance.id.encode(),
         execution_id=instance.execution_id.encode(),
-        history=world.load_history(instance),
+        history=None if history_apart else world.load_history(instance),
         new_events=new_events,
         trace=instance.trace,
         token=token.encode(),

@@ -4,7 +4,7 @@ A work item repeats an instance's whole history, so it is never parsed and built
 the bytes of their protobuf messages, and a repeated field is the concatenation of its encoded elements.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -21,6 +21,7 @@ NEW_EVENT = b"\x22"
 _REQUEST_INSTANCE_ID = b"\x0a"
 _REQUEST_EXECUTION_ID = b"\x12"
 _REQUEST_TRACE = b"\x42"
+_REQUIRES_HISTORY_STREAMING = b"\x30\x01"
 _ITEM_ORCHESTRATOR = b"\x0a"
 _ITEM_ACTIVITY = b"\x12"
 _ITEM_ENTITY = b"\x1a"
@@ -29,6 +30,7 @@ _BATCH_INSTANCE_ID = b"\x0a"
 _BATCH_STATE = b"\x12"
 _BATCH_OPERATION = b"\x1a"
 _STRING_VALUE = b"\x0a"
+CHUNK_EVENT = b"\x0a"
 
 _SHORT = tuple(bytes((n,)) for n in range(128))
 
@@ -96,22 +98,40 @@ def parse_history(chunk: bytes) -> list[pb.HistoryEvent]:
     return list(pb.OrchestratorRequest.FromString(chunk).pastEvents)
 
 
+def split_history(chunk: bytes) -> Iterator[bytes]:
+    """The encoded events of stored history: there may be 10,000, so they are not decoded."""
+    at, end = 0, len(chunk)
+    while at < end:
+        at += 1  # the tag
+        size = shift = 0
+        more = True
+        while more:
+            byte = chunk[at]
+            size |= (byte & 127) << shift
+            more, shift, at = byte > 127, shift + 7, at + 1
+        yield chunk[at : at + size]
+        at += size
+
+
 def orchestrator_item(
     *,
     instance_id: bytes,
     execution_id: bytes,
-    history: list[bytes],
+    history: list[bytes] | None,
     new_events: list[bytes],
     trace: bytes | None,
     token: bytes,
 ) -> bytes:
-    """Encode a ``WorkItem`` that asks for one orchestrator turn."""
+    """Encode a ``WorkItem`` that asks for one orchestrator turn; without ``history`` it is to be fetched."""
     parts = [
         field(_REQUEST_INSTANCE_ID, instance_id),
         field(_REQUEST_EXECUTION_ID, field(_STRING_VALUE, execution_id)),
     ]
-    parts += history
+    if history is not None:
+        parts += history
     parts.append(fields(NEW_EVENT, new_events))
+    if history is None:
+        parts.append(_REQUIRES_HISTORY_STREAMING)
     if trace:
         parts.append(field(_REQUEST_TRACE, trace))
     size = sum(map(len, parts))

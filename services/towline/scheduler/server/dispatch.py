@@ -97,6 +97,8 @@ class Stream:
     """What may end the worker, if it has such a thing: it gets no other until this has proved harmless."""
     repeats_reports: bool = False
     """The worker reports until it is heard: what has reached it is answered, if it lives."""
+    fetches_history: bool = False
+    """The worker can fetch a history that is not in the work item."""
     closed: bool = False
     notify: Callable[[], None] = lambda: None
     """Called when there is something to write, or it was closed."""

@@ -30,7 +30,7 @@ class Handouts:
         self._out: dict[str, tuple[Stream, Work]] = {}
         self._unnoted: list[str] = []
         """Tokens of activities and batches that went out lately."""
-        self._encoders: dict[Kind, Callable[[Work], bytes | None]] = {
+        self._encoders: dict[Kind, Callable[[Work, Stream], bytes | None]] = {
             Kind.ORCHESTRATION: self._encode_turn,
             Kind.ACTIVITY: self._encode_activity,
             Kind.ENTITY: self._encode_batch,
@@ -39,7 +39,7 @@ class Handouts:
     def encode(self, stream: Stream, work: Work) -> bytes | None:
         """Turn assigned work into a work item under a new token; None if it is not wanted any more."""
         try:
-            data = self._encoders[work.kind](work)
+            data = self._encoders[work.kind](work, stream)
         except sqlite3.Error as error:
             # What goes out beside it is not held up.
             subject = work.subject
@@ -56,7 +56,7 @@ class Handouts:
         self._out[work.token] = (stream, work)
         return data
 
-    def _encode_turn(self, work: Work) -> bytes | None:
+    def _encode_turn(self, work: Work, stream: Stream) -> bytes | None:
         runtime = self._runtime
         instance = runtime.instance_of(work)
         if instance is None or not instance.runnable:
@@ -65,18 +65,23 @@ class Handouts:
             return None  # the id was used again, for what this worker may not take: that is queued by itself
         # All that this may need, before anything is changed: a turn too large for a work item fails its
         # instance, of which the parent is told.
-        runtime.world.load_history(instance)
+        limits = runtime.world.limits
+        apart = stream.fetches_history and turns.is_history_apart(limits, instance)
+        if not apart:
+            runtime.world.load_history(instance)
         if instance.parent is not None:
             runtime.world.instance(instance.hub, instance.parent.instance_id)
         token = runtime.tokens.turn()
         data = runtime.change_quietly(
-            lambda changes, now: turns.begin(changes, runtime.world, instance, token, now)
+            lambda changes, now: turns.begin(
+                changes, runtime.world, instance, token, now, history_apart=apart
+            )
         )
         work.token = token
         work.lease_s = max(work.lease_s, runtime.leases.orchestration_s)
         return data
 
-    def _encode_activity(self, work: Work) -> bytes | None:
+    def _encode_activity(self, work: Work, _: Stream) -> bytes | None:
         runtime = self._runtime
         activity = work.subject
         assert isinstance(activity, Activity)
@@ -91,7 +96,7 @@ class Handouts:
         self._note_later(work.token)
         return wire.activity_item(request, work.token.encode())
 
-    def _encode_batch(self, work: Work) -> bytes | None:
+    def _encode_batch(self, work: Work, _: Stream) -> bytes | None:
         runtime = self._runtime
         assert not isinstance(work.subject, Activity)
         entity = runtime.world.entity(*work.subject)

@@ -13,7 +13,7 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 from towline.scheduler.engine.changes import MAX_SEQ, key
 from towline.scheduler.engine.errors import InvalidRequestError
 from towline.scheduler.engine.model import TERMINAL
-from towline.scheduler.engine.wire import micros, parse_history, text, timestamp
+from towline.scheduler.engine.wire import CHUNK_EVENT, fields, micros, split_history, text, timestamp
 from towline.scheduler.server.views import instance_state
 from towline.scheduler.store.rows import Loader, instance_of
 from towline.scheduler.store.statements import SQL
@@ -189,18 +189,17 @@ def history_chunks(connection: sqlite3.Connection, row: int, upto: int) -> Itera
     rows: Iterable[tuple[bytes]] = connection.execute(
         SQL["history"], (key(row, 0), key(row, min(upto - 1, MAX_SEQ)))
     )
-    chunk = pb.HistoryChunk()
+    chunk: list[bytes] = []
     size = 0
     for (stored,) in rows:
-        for event in parse_history(stored):
-            length = event.ByteSize()
-            if chunk.events and (len(chunk.events) == 100 or size + length > PAGE_BYTES):
-                yield chunk.SerializeToString()
-                chunk, size = pb.HistoryChunk(), 0
-            chunk.events.append(event)
-            size += length
-    if chunk.events:
-        yield chunk.SerializeToString()
+        for event in split_history(stored):
+            if chunk and (len(chunk) == 100 or size + len(event) > PAGE_BYTES):
+                yield fields(CHUNK_EVENT, chunk)
+                chunk, size = [], 0
+            chunk.append(event)
+            size += len(event)
+    if chunk:
+        yield fields(CHUNK_EVENT, chunk)
 
 
 def locked_entities(hub: int) -> Callable[[sqlite3.Connection], list[str]]:

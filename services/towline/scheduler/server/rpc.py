@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 _REPEATS_REPORTS: Final = ("x-repeats-reports", "true")
 """Of workers that report what they have in hand until they are heard. The SDK's own report once."""
+_COMPLETION_TOKEN: Final = "x-completion-token"  # noqa: S105
+"""Of our workers' calls for the history of a turn: the turn's token."""
 SERVICE_NAME: Final = "TaskHubSidecarService"
 
 
@@ -209,7 +211,8 @@ class Binding:
         self, request: pb.StreamInstanceHistoryRequest, call: ServedCall
     ) -> AsyncIterator[bytes]:
         hub, _ = self.metadata(call)
-        for chunk in await self._service.history(request, self._runtime.hub(hub)):
+        token = next((value for name, value in call.metadata if name == _COMPLETION_TOKEN), None)
+        for chunk in await self._service.history(request, self._runtime.hub(hub), token):
             yield chunk
 
     def _get_work_items(self, call: ServedCall, data: bytes) -> None:
@@ -227,6 +230,7 @@ class Binding:
                 capacity,
                 filters_of(request),
                 repeats_reports=_REPEATS_REPORTS in call.metadata,
+                fetches_history=pb.WORKER_CAPABILITY_HISTORY_STREAMING in request.capabilities,
             )
         except Exception as error:  # noqa: BLE001
             self._end(call, error)

@@ -161,11 +161,16 @@ class Service:
         response = await self._readers.run(lambda connection: queries.list_ids(connection, hub, request))
         return response.SerializeToString()
 
-    async def history(self, request: pb.StreamInstanceHistoryRequest, hub: int) -> list[bytes]:
-        """Chunks of the committed history."""
+    async def history(
+        self, request: pb.StreamInstanceHistoryRequest, hub: int, token: str | None
+    ) -> list[bytes]:
+        """Chunks of the committed history; with the `token` of a turn only what goes before that turn."""
         instance = await self._settled(hub, request.instanceId)
         if instance is None:
             raise NotFoundError(f"no orchestration instance with the id '{request.instanceId}'")
+        if token is not None and (instance.turn is None or instance.turn.token != token):
+            # What has come since would be taken for what the turn replays.
+            raise NotFoundError(f"the turn of '{request.instanceId}' is this worker's no more")
         row, upto = instance.row, instance.history_seq
         return await self._readers.run(lambda connection: list(queries.history_chunks(connection, row, upto)))
 

@@ -31,11 +31,15 @@ _CHANNEL_OPTIONS: Final = (
 )
 _HELLO_TIMEOUT_S: Final = 10.0
 _CALL_TIMEOUT_S: Final = 30.0
+_HISTORY_TIMEOUT_S: Final = 30.0
+"""Half of a turn's lease."""
 _TOKEN_REFRESH_S: Final = 30.0
 REPORT_FOR_S: Final = 60.0
 """How long a completion is repeated; by then a turn's lease is over and it has been handed out again."""
 _REPEATS_REPORTS: Final = ("x-repeats-reports", "true")
 """Tells our scheduler that a break of the connection loses no report: see `Connection.report`."""
+_COMPLETION_TOKEN: Final = "x-completion-token"  # noqa: S105
+"""Has our scheduler refuse the history once the turn is somebody else's."""
 _REPEATABLE: Final = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED}
 )
@@ -100,6 +104,32 @@ class Connection:
                 metadata=metadata,
             )
         return self._stub.GetWorkItems(request, metadata=metadata)
+
+    async def fetch_history(self, request: Any, token: str) -> None:
+        """Put the history into a turn's `request` that its work item, which has this `token`, has left out.
+
+        Raises:
+            grpc.aio.AioRpcError: The scheduler is away, or has given the turn to somebody else.
+            TimeoutError: It did not come in time.
+        """
+        wanted, metadata = sdk.history_request(request), (*self._metadata, (_COMPLETION_TOKEN, token))
+        stream: Any = (
+            self._stub.StreamInstanceHistory(wanted, metadata=metadata)
+            if self._calls is None
+            else self._calls.stream(
+                sdk.method_path("StreamInstanceHistory"),
+                wanted.SerializeToString(),
+                decode=sdk.read_history_chunk,
+                metadata=metadata,
+            )
+        )
+        try:
+            async with asyncio.timeout(_HISTORY_TIMEOUT_S):
+                chunks = [chunk async for chunk in stream]
+        finally:
+            stream.cancel()
+        for chunk in chunks:
+            request.pastEvents.extend(chunk.events)
 
     async def report(self, method: str, message: Any) -> bool:
         """Report what became of a work item, again and again until the scheduler has it.

@@ -250,6 +250,16 @@ class Dispatcher:
     async def _turn(self, request: Any, token: str, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
         worker, keeper = self._worker, self._keeper
+        if request.requiresHistoryStreaming:
+            try:
+                await connection.fetch_history(request, token)
+            except (grpc.aio.AioRpcError, TimeoutError) as error:
+                _log.warning(
+                    "history_not_fetched", extra={"instance_id": request.instanceId, "error": repr(error)}
+                )
+                given_back = sdk.abandoned_turn(token)
+                await connection.report(given_back.method, given_back.message)
+                return
         turn = worker.begin_turn(request)
         began = loop.time()
         try:

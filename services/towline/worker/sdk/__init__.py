@@ -68,18 +68,20 @@ from towline.worker.sdk.scheduler import (
     call_metadata,
     fixed_token,
     hello,
+    history_request,
     is_connected,
     is_taking_work,
     method_path,
     payload_store,
     plain_address,
     prepare,
+    read_history_chunk,
     read_work_item,
     stub,
     work_items_request,
 )
 from towline.worker.sdk.times import install_fast_times
-from towline.worker.sdk.turns import Carried, Orchestration, carry_out, turn_answer
+from towline.worker.sdk.turns import Carried, Orchestration, abandoned_turn, carry_out, turn_answer
 
 __all__ = [
     "PINNED",
@@ -92,6 +94,7 @@ __all__ = [
     "OrchestratorRequest",
     "OrchestratorResponse",
     "Worker",
+    "abandoned_turn",
     "agent_call",
     "agent_loop",
     "async_channel",
@@ -114,6 +117,7 @@ __all__ = [
     "fixed_token",
     "has_parent",
     "hello",
+    "history_request",
     "install_agent_wait",
     "install_described_operations",
     "install_fast_times",
@@ -135,6 +139,7 @@ __all__ = [
     "prepare",
     "raise_event_request",
     "raised_events",
+    "read_history_chunk",
     "read_work_item",
     "release_wait",
     "resolve_payloads",

@@ -61,9 +61,13 @@ def prepare(worker: Worker) -> None:
 def work_items_request(
     worker: Worker, max_entity_batches: int, *, large_payloads: bool
 ) -> pb.GetWorkItemsRequest:
-    """The request that opens the stream of work items, as the SDK makes it; with a limit for entities too."""
+    """The request that opens the stream of work items.
+
+    As the SDK makes it, but for a limit for entities and the offer to fetch large histories.
+    """
     limits = worker.concurrency_options
     capabilities: list[Any] = [
+        pb.WORKER_CAPABILITY_HISTORY_STREAMING,
         *([pb.WORKER_CAPABILITY_LARGE_PAYLOADS] if large_payloads else []),
         *sorted(worker._capabilities),  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     ]
@@ -112,6 +116,18 @@ def stub(channel: grpc.aio.Channel) -> Any:
 def read_work_item(data: bytes) -> Any:
     """A work item as it came over the stream."""
     return pb.WorkItem.FromString(data)
+
+
+def history_request(request: pb.OrchestratorRequest) -> Any:
+    """The request for the history that a turn's work item has left out."""
+    return pb.StreamInstanceHistoryRequest(
+        instanceId=request.instanceId, executionId=request.executionId, forWorkItemProcessing=True
+    )
+
+
+def read_history_chunk(data: bytes) -> Any:
+    """A part of a history as it came over the stream."""
+    return pb.HistoryChunk.FromString(data)
 
 
 def hello() -> Any:

@@ -239,9 +239,7 @@ def carry_out(
             _tell_of_end(request, started, began_ns, actions, parent, trace)
         goes_on = orchestration is not None and not orchestration.is_complete
     except sdk_errors.AbandonOrchestrationError:
-        return Carried(
-            Answer(_ABANDON, pb.AbandonOrchestrationTaskRequest(completionToken=token)), orchestration
-        )
+        return Carried(abandoned_turn(token), orchestration)
     except Exception as error:  # noqa: BLE001 — the run is failed with it
         # Trouble of the executor itself: the code's own errors are results.
         _log.exception("turn_failed", extra={"instance_id": request.instanceId})
@@ -280,6 +278,11 @@ def _has_end(context: _RuntimeOrchestrationContext) -> bool:
 def turn_answer(response: pb.OrchestratorResponse) -> Answer:
     """How a turn is reported."""
     return Answer(_REPORT, response)
+
+
+def abandoned_turn(token: str) -> Answer:
+    """How a turn is given back: it goes out again."""
+    return Answer(_ABANDON, pb.AbandonOrchestrationTaskRequest(completionToken=token))
 
 
 def _run(
