@@ -88,7 +88,7 @@ async def _measure(contenders: Sequence[_Contender], turns: int, burst: int) -> 
         at = await stack.enter_async_context(kafka())
         loads: dict[str, Load] = {}
         for each in contenders:
-            with nullcontext() if each.checkout is None else _code_of(each.checkout):
+            with nullcontext() if each.checkout is None else code_of(each.checkout):
                 stack_of_it = started(each.system, at, tag=f"{each.name}.", warm_up_runs=_WARM_UP)
                 loads[each.name] = await stack.enter_async_context(stack_of_it)
         before = {name: _cpu(generator) for name, generator in loads.items()}
@@ -137,7 +137,7 @@ def _cpu(generator: Load) -> dict[str, float]:
 
 
 @contextmanager
-def _code_of(folder: Path) -> Generator[None]:
+def code_of(folder: Path) -> Generator[None]:
     """Processes that are started meanwhile run the code in `folder`."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(str(folder / part) for part in ("services", "contracts"))

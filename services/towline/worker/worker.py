@@ -161,7 +161,7 @@ class TowlineWorker(DurableTaskSchedulerWorker):
             sdk.pin_trace(request)
         return Turn(
             request.instanceId,
-            len(request.pastEvents),
+            sdk.history_length(request),
             repeats_beginning=sdk.is_second_turn(request)
             and not self.outlet.knows_beginning(request.instanceId),
         )

@@ -77,6 +77,7 @@ async def test_turns_go_on_where_the_last_one_ended(hosted: Stack, wire: Wire) -
 
 
 async def test_a_history_may_be_larger_than_a_message_of_the_scheduler(hosted: Stack, wire: Wire) -> None:
+    before = _turns(hosted)
     run_id = await wire.start("long_history", 24)
     outcome = await wire.outcome(run_id, timeout_s=PATIENCE_S)
     if hosted.plan.settings["TOWLINE_WORKER_DISPATCHER"] == "sdk":
@@ -85,6 +86,8 @@ async def test_a_history_may_be_larger_than_a_message_of_the_scheduler(hosted: S
         assert outcome.data["error"]["type"] == "PayloadTooLarge"
     else:
         assert (outcome.type, outcome.data.get("output")) == ("run.completed", 6_000_000), outcome
+        kept = 24 if hosted.plan.settings["TOWLINE_WORKER_REPLAY"] == "never" else 0
+        assert _turns(hosted).get("kept", 0) - before.get("kept", 0) == kept
 
 
 def _turns(hosted: Stack) -> dict[str, int]:

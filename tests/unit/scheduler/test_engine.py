@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.scheduler.worlds import HUB, Bench, history
 
-from towline.scheduler.engine import control, entities, lifecycle, rewind, turns
+from towline.scheduler.engine import control, entities, lifecycle, rewind, turns, wire
 from towline.scheduler.engine.errors import (
     AlreadyExistsError,
     InvalidRequestError,
@@ -232,38 +232,69 @@ def with_history(bench: Bench, size: int) -> Instance:
     return run
 
 
-def test_a_history_that_the_worker_fetches_need_not_fit_a_work_item() -> None:
-    bench = Bench()
-    run = with_history(bench, 5_000)
-    limits = bench.world.limits = Limits(work_item_bytes=4_000, history_bytes=10_000)
-    assert turns.is_history_apart(limits, run)
-
-    item = turns.begin(bench.changes, bench.world, run, "t", bench.now, history_apart=True)
-
+def handed_out(bench: Bench, run: Instance, reader: turns.Reader) -> pb.OrchestratorRequest:
+    item = turns.begin(bench.changes, bench.world, run, "t", bench.now, reader=reader)
     assert item is not None
-    assert len(item) < limits.work_item_bytes
+    assert len(item) < bench.world.limits.work_item_bytes
     request = pb.WorkItem.FromString(item).orchestratorRequest
-    assert request.requiresHistoryStreaming
-    assert not request.pastEvents
     kinds = [event.WhichOneof("eventType") for event in request.newEvents]
     assert kinds == ["orchestratorStarted", "eventRaised"]
+    return request
+
+
+@pytest.mark.parametrize("reader", [turns.Reader.FETCHES, turns.Reader.KEEPS])
+def test_a_history_that_the_worker_fetches_need_not_fit_a_work_item(reader: turns.Reader) -> None:
+    bench = Bench()
+    run = with_history(bench, 5_000)
+    bench.world.limits = Limits(work_item_bytes=4_000, history_bytes=10_000)
+
+    request = handed_out(bench, run, reader)
+
+    assert request.requiresHistoryStreaming
+    assert not request.pastEvents
+    assert request.properties[wire.HISTORY_LENGTH].number_value == len(history(run))
 
 
 def test_it_has_a_limit_of_its_own() -> None:
     bench = Bench()
     run = with_history(bench, 5_000)
     bench.world.limits = Limits(work_item_bytes=8_000, history_bytes=5_000)
-    turns.begin(bench.changes, bench.world, run, "t", bench.now, history_apart=True)
+    turns.begin(bench.changes, bench.world, run, "t", bench.now, reader=turns.Reader.FETCHES)
 
     assert run.failure is not None
     assert "5000 bytes" in pb.TaskFailureDetails.FromString(run.failure).errorMessage
 
 
-def test_a_small_history_comes_with_the_turn() -> None:
+@pytest.mark.parametrize("reader", turns.Reader)
+def test_a_small_history_comes_with_the_turn(reader: turns.Reader) -> None:
     bench = Bench()
     run = with_history(bench, 1_000)
 
-    assert not turns.is_history_apart(Limits(work_item_bytes=4_000), run)
+    request = handed_out(bench, run, reader)
+
+    assert not request.requiresHistoryStreaming
+    assert list(request.pastEvents) == history(run)
+
+
+@pytest.mark.parametrize(
+    ("reader", "sent"), [(turns.Reader.STOCK, 12), (turns.Reader.FETCHES, 12), (turns.Reader.KEEPS, 6)]
+)
+def test_who_keeps_an_orchestration_gets_its_first_turn_and_its_last(reader: turns.Reader, sent: int) -> None:
+    bench = Bench()
+    run = with_history(bench, 100)
+    for size in (20_000, 200, 0):
+        bench.begin(run)
+        bench.answer(run)
+        data = "b" * size
+        control.raise_event(bench.changes, bench.world, HUB, run.id, "more", data, bench.now)
+        bench.settle()
+
+    request = handed_out(bench, run, reader)
+
+    whole = history(run)
+    assert len(whole) == 12
+    assert list(request.pastEvents) == (whole if sent == 12 else whole[:3] + whole[-3:])
+    assert request.requiresHistoryStreaming == (sent < 12)
 
 
 @pytest.mark.parametrize("generation", [1, 2])

@@ -79,6 +79,22 @@ def make_worker(outlet: Any = None) -> TowlineWorker:
     )
 
 
+def ends_only(request: pb.OrchestratorRequest) -> pb.OrchestratorRequest:
+    """`request` as our scheduler sends it to who keeps orchestrations: of a history of more than two turns
+    the first one and the last."""
+    past = list(request.pastEvents)
+    begun = [at for at, event in enumerate(past) if event.HasField("orchestratorStarted")]
+    if len(begun) < 3:
+        return request
+    ends = pb.OrchestratorRequest()
+    ends.CopyFrom(request)
+    ends.ClearField("pastEvents")
+    ends.pastEvents.extend([*past[: begun[1]], *past[begun[-1] :]])
+    ends.requiresHistoryStreaming = True
+    ends.properties["towline.history.length"].number_value = len(past)
+    return ends
+
+
 @dataclass
 class Simulator:
     """One orchestration instance and its history."""
@@ -169,8 +185,13 @@ class Simulator:
         return list(outlet.sent), stub.response
 
     def _go_on(self, new: list[pb.HistoryEvent], said: list[Said], response: pb.OrchestratorResponse) -> None:
-        request = pb.OrchestratorRequest(instanceId=self.instance_id, pastEvents=self.history, newEvents=new)
+        request = ends_only(
+            pb.OrchestratorRequest(instanceId=self.instance_id, pastEvents=self.history, newEvents=new)
+        )
+        if request.requiresHistoryStreaming:
+            assert self.keeper.goes_on(request)
         turn = self.worker.begin_turn(request)
+        assert turn.position == len(self.history)
         expected = "kept" if len(self.keeper) else "replayed"
         before = self.keeper.turns[expected]
         carried = self.keeper.carry_out(turn, request, "token")

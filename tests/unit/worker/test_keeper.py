@@ -12,12 +12,13 @@ import durabletask.internal.helpers as ph
 import durabletask.internal.orchestrator_service_pb2 as pb
 import pytest
 from durabletask.task import when_any
-from tests.unit.worker.simulator import make_worker
+from tests.unit.worker.simulator import ends_only, make_worker
 
 from towline.contracts.durable import DECISION_EVENT, RaisedCommand, RunEnvelope, wrap_input
 from towline.contracts.errors import PayloadMissingError, PayloadTooLargeError
 from towline.contracts.payloads import PayloadReference
 from towline.worker.dispatcher import Keeper, KeeperOptions
+from towline.worker.errors import TurnAbandonedError
 from towline.worker.turn import Turn
 
 LONG_AGO, NOW = 0.0, 1_000.0
@@ -97,6 +98,65 @@ def test_a_turn_that_another_worker_took_in_between_is_replayed() -> None:
     take_turn(theirs, scheduler)
     take_turn(ours, scheduler)
     assert ours.turns == {"replayed": 2, "stale": 1}
+
+
+def test_what_is_kept_needs_no_more_of_a_long_history_than_its_first_and_last_turn() -> None:
+    keeper, scheduler = make_keeper(steps), Scheduler("steps")
+    for _ in range(3):
+        take_turn(keeper, scheduler)
+    request = ends_only(scheduler.request())
+    assert len(request.pastEvents) < len(scheduler.past)
+
+    assert keeper.goes_on(request)
+    carried = keeper.carry_out(keeper._worker.begin_turn(request), request, "token")
+
+    (action,) = carried.answer.message.actions
+    assert (action.id, action.scheduleTask.name) == (4, "step")
+    keeper.keep(request, carried, NOW)
+    scheduler.accept(carried.answer.message)
+    take_turn(keeper, scheduler)
+    assert keeper.turns == {"replayed": 1, "kept": 4}
+
+
+def test_the_history_is_fetched_for_a_turn_after_one_of_another_worker() -> None:
+    ours, theirs, scheduler = make_keeper(steps), make_keeper(steps), Scheduler("steps")
+    for keeper in (ours, ours, ours, theirs):
+        take_turn(keeper, scheduler)
+
+    assert not ours.goes_on(ends_only(scheduler.request()))
+
+    assert len(ours) == 0
+    take_turn(ours, scheduler)
+    assert ours.turns == {"replayed": 2, "kept": 2, "stale": 1}
+
+
+def test_it_is_fetched_for_the_turns_that_are_replayed_to_find_code_that_is_not_deterministic() -> None:
+    keeper, scheduler = make_keeper(steps, replay="sampled"), Scheduler("steps")
+    for _ in range(3):
+        take_turn(keeper, scheduler)
+    fetched = 0
+    for _ in range(100):
+        request = ends_only(scheduler.request())
+        if not keeper.goes_on(request):
+            fetched += 1
+            request = scheduler.request()
+        carried = keeper.carry_out(keeper._worker.begin_turn(request), request, "token")
+        keeper.keep(request, carried, NOW)
+        scheduler.accept(carried.answer.message)
+    assert fetched == 16 - 2 + 1, "the first 16 of an orchestrator, then one in 64"
+    assert keeper.turns["kept"] == 100 - fetched
+
+
+def test_a_turn_without_its_history_is_given_up_if_what_was_kept_has_gone_meanwhile() -> None:
+    keeper, scheduler = make_keeper(steps), Scheduler("steps")
+    for _ in range(3):
+        take_turn(keeper, scheduler)
+    request = ends_only(scheduler.request())
+    assert keeper.goes_on(request)
+    keeper.close()
+
+    with pytest.raises(TurnAbandonedError):
+        keeper.carry_out(keeper._worker.begin_turn(request), request, "token")
 
 
 def test_a_turn_that_was_not_accepted_is_not_gone_on_with() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from itertools import islice, takewhile
+from typing import Final
 
 from durabletask.internal import orchestrator_service_pb2 as pb
 
@@ -20,14 +22,26 @@ from towline.scheduler.engine.model import (
 )
 from towline.scheduler.engine.ports import Limits, World
 
+_WORTH_LEAVING_OUT_BYTES: Final = 16_384
+"""Less is sent sooner than it is fetched, should the worker need it after all."""
 
-def is_history_apart(limits: Limits, instance: Instance) -> bool:
-    """Whether a worker that can fetch the history is to: it would take more than half of a work item."""
-    return instance.history_bytes > limits.work_item_bytes // 2
+
+class Reader(Enum):
+    """How much of the history a worker needs with a turn."""
+
+    STOCK = "all of it, always"
+    FETCHES = "what fits; the rest it can fetch"
+    KEEPS = "as little as shows that nothing has happened since its own last turn; the rest it can fetch"
 
 
 def begin(
-    changes: Changes, world: World, instance: Instance, token: str, now: int, *, history_apart: bool = False
+    changes: Changes,
+    world: World,
+    instance: Instance,
+    token: str,
+    now: int,
+    *,
+    reader: Reader = Reader.STOCK,
 ) -> bytes | None:
     """Hand out a turn with everything in the inbox that is on disk.
 
@@ -39,7 +53,7 @@ def begin(
         instance: Whose turn it is.
         token: The turn's token.
         now: The time.
-        history_apart: The worker fetches the history (`is_history_apart`), so it need not fit the work item.
+        reader: What the worker does with histories.
 
     Returns:
         The encoded work item; None if the instance was failed.
@@ -51,7 +65,10 @@ def begin(
         messages = messages[:1]  # the worker refuses a rewind in company
     at = max(now, instance.turn_at + 1)
     new_events = [events.orchestrator_started(at)]
-    history_bytes = 0 if history_apart else instance.history_bytes
+    chunks = world.load_history(instance)
+    history = _history_for(reader, limits, instance, chunks)
+    whole = history is chunks
+    history_bytes = sum(map(len, history))
     room = limits.work_item_bytes - wire.ENVELOPE_BYTES - history_bytes - len(instance.id)
     size = len(new_events[0])
     last_seq = -1
@@ -65,7 +82,7 @@ def begin(
         last_seq = message.seq
         if message.event:
             new_events.append(message.event)
-    limit = limits.history_bytes if history_apart else limits.work_item_bytes
+    limit = limits.work_item_bytes if whole else limits.history_bytes
     if size > room or instance.history_bytes > limit:
         failure = events.too_large(f"history of '{instance.id}'", size + instance.history_bytes, limit)
         lifecycle.fail(changes, world, instance, failure, now)
@@ -74,11 +91,26 @@ def begin(
     return wire.orchestrator_item(
         instance_id=instance.id.encode(),
         execution_id=instance.execution_id.encode(),
-        history=None if history_apart else world.load_history(instance),
+        history=history,
+        history_length=None if whole else instance.history_events,
         new_events=new_events,
         trace=instance.trace,
         token=token.encode(),
     )
+
+
+def _history_for(reader: Reader, limits: Limits, instance: Instance, chunks: list[bytes]) -> list[bytes]:
+    """The chunks that go out with the turn: all, its first and last turn's, or none."""
+    if reader is Reader.STOCK:
+        return chunks
+    most = limits.work_item_bytes // 2
+    if reader is Reader.KEEPS and len(chunks) > 2:
+        # The first has what the execution was started with.
+        ends = [chunks[0], chunks[-1]]
+        size = len(ends[0]) + len(ends[1])
+        if instance.history_bytes - size > _WORTH_LEAVING_OUT_BYTES and size <= most:
+            return ends
+    return chunks if instance.history_bytes <= most else []
 
 
 def complete(

@@ -21,7 +21,6 @@ NEW_EVENT = b"\x22"
 _REQUEST_INSTANCE_ID = b"\x0a"
 _REQUEST_EXECUTION_ID = b"\x12"
 _REQUEST_TRACE = b"\x42"
-_REQUIRES_HISTORY_STREAMING = b"\x30\x01"
 _ITEM_ORCHESTRATOR = b"\x0a"
 _ITEM_ACTIVITY = b"\x12"
 _ITEM_ENTITY = b"\x1a"
@@ -34,6 +33,8 @@ CHUNK_EVENT = b"\x0a"
 
 _SHORT = tuple(bytes((n,)) for n in range(128))
 
+HISTORY_LENGTH = "towline.history.length"
+"""Property of a turn whose history is not all there: how many events it has."""
 ENVELOPE_BYTES = 512
 """What a work item adds to its payloads at most: ids, token, field tags."""
 
@@ -117,21 +118,33 @@ def orchestrator_item(
     *,
     instance_id: bytes,
     execution_id: bytes,
-    history: list[bytes] | None,
+    history: list[bytes],
+    history_length: int | None,
     new_events: list[bytes],
     trace: bytes | None,
     token: bytes,
 ) -> bytes:
-    """Encode a ``WorkItem`` that asks for one orchestrator turn; without ``history`` it is to be fetched."""
+    """Encode a ``WorkItem`` that asks for one orchestrator turn.
+
+    Args:
+        instance_id: The instance.
+        execution_id: Its execution.
+        history: Chunks of its history: all, or some for a worker that can fetch the rest.
+        history_length: How many events all of it has; None if it is all there.
+        new_events: What is new.
+        trace: The execution's trace context.
+        token: The turn's token.
+    """
     parts = [
         field(_REQUEST_INSTANCE_ID, instance_id),
         field(_REQUEST_EXECUTION_ID, field(_STRING_VALUE, execution_id)),
     ]
-    if history is not None:
-        parts += history
+    parts += history
     parts.append(fields(NEW_EVENT, new_events))
-    if history is None:
-        parts.append(_REQUIRES_HISTORY_STREAMING)
+    if history_length is not None:
+        rest = pb.OrchestratorRequest(requiresHistoryStreaming=True)
+        rest.properties[HISTORY_LENGTH].number_value = history_length
+        parts.append(rest.SerializeToString())
     if trace:
         parts.append(field(_REQUEST_TRACE, trace))
     size = sum(map(len, parts))

@@ -99,6 +99,8 @@ class Stream:
     """The worker reports until it is heard: what has reached it is answered, if it lives."""
     fetches_history: bool = False
     """The worker can fetch a history that is not in the work item."""
+    keeps_orchestrations: bool = False
+    """It goes on with an orchestration from where its last turn there left it."""
     closed: bool = False
     notify: Callable[[], None] = lambda: None
     """Called when there is something to write, or it was closed."""
@@ -299,6 +301,10 @@ class Dispatcher:
                     del queue[index]
                     return work
         return queue.popleft()
+
+    def had_last_turn(self, stream: Stream, work: Work) -> bool:
+        """Whether `stream` had an instance's last turn, as far as is known: of one worker it is assumed."""
+        return len(self.streams.get(work.hub, ())) == 1 or self._had_turn.get(work.subject) is stream
 
     def _note_turn(self, stream: Stream, subject: Subject) -> None:
         had_turn = self._had_turn

@@ -65,21 +65,23 @@ class Handouts:
             return None  # the id was used again, for what this worker may not take: that is queued by itself
         # All that this may need, before anything is changed: a turn too large for a work item fails its
         # instance, of which the parent is told.
-        limits = runtime.world.limits
-        apart = stream.fetches_history and turns.is_history_apart(limits, instance)
-        if not apart:
-            runtime.world.load_history(instance)
+        runtime.world.load_history(instance)
         if instance.parent is not None:
             runtime.world.instance(instance.hub, instance.parent.instance_id)
         token = runtime.tokens.turn()
+        reader = self._reader(work, stream)
         data = runtime.change_quietly(
-            lambda changes, now: turns.begin(
-                changes, runtime.world, instance, token, now, history_apart=apart
-            )
+            lambda changes, now: turns.begin(changes, runtime.world, instance, token, now, reader=reader)
         )
         work.token = token
         work.lease_s = max(work.lease_s, runtime.leases.orchestration_s)
         return data
+
+    def _reader(self, work: Work, stream: Stream) -> turns.Reader:
+        if not stream.fetches_history:
+            return turns.Reader.STOCK
+        keeps = stream.keeps_orchestrations and self._runtime.dispatcher.had_last_turn(stream, work)
+        return turns.Reader.KEEPS if keeps else turns.Reader.FETCHES
 
     def _encode_activity(self, work: Work, _: Stream) -> bytes | None:
         runtime = self._runtime

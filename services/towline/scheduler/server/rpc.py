@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 _REPEATS_REPORTS: Final = ("x-repeats-reports", "true")
 """Of workers that report what they have in hand until they are heard. The SDK's own report once."""
+_KEEPS_ORCHESTRATIONS: Final = ("x-keeps-orchestrations", "true")
+"""Of our workers, unless they replay each turn."""
 _COMPLETION_TOKEN: Final = "x-completion-token"  # noqa: S105
 """Of our workers' calls for the history of a turn: the turn's token."""
 SERVICE_NAME: Final = "TaskHubSidecarService"
@@ -230,6 +232,7 @@ class Binding:
                 capacity,
                 filters_of(request),
                 repeats_reports=_REPEATS_REPORTS in call.metadata,
+                keeps_orchestrations=_KEEPS_ORCHESTRATIONS in call.metadata,
                 fetches_history=pb.WORKER_CAPABILITY_HISTORY_STREAMING in request.capabilities,
             )
         except Exception as error:  # noqa: BLE001

@@ -38,6 +38,8 @@ REPORT_FOR_S: Final = 60.0
 """How long a completion is repeated; by then a turn's lease is over and it has been handed out again."""
 _REPEATS_REPORTS: Final = ("x-repeats-reports", "true")
 """Tells our scheduler that a break of the connection loses no report: see `Connection.report`."""
+_KEEPS_ORCHESTRATIONS: Final = ("x-keeps-orchestrations", "true")
+"""Tells our scheduler to leave out of a long history what an orchestration that is kept knows."""
 _COMPLETION_TOKEN: Final = "x-completion-token"  # noqa: S105
 """Has our scheduler refuse the history once the turn is somebody else's."""
 _REPEATABLE: Final = frozenset(
@@ -93,9 +95,11 @@ class Connection:
             self._refresh = asyncio.create_task(self._keep_fresh(), name="worker-token-refresh")
         await self.call("Hello", sdk.hello(), timeout_s=_HELLO_TIMEOUT_S)
 
-    def work_items(self, request: Any) -> Any:
+    def work_items(self, request: Any, *, keeps_orchestrations: bool) -> Any:
         """The stream of work items: a `ServerStream`, or what `grpc.aio` has for one."""
         metadata = (*self._metadata, _REPEATS_REPORTS)
+        if keeps_orchestrations:
+            metadata = (*metadata, _KEEPS_ORCHESTRATIONS)
         if self._calls is not None:
             return self._calls.stream(
                 sdk.method_path("GetWorkItems"),
@@ -106,7 +110,7 @@ class Connection:
         return self._stub.GetWorkItems(request, metadata=metadata)
 
     async def fetch_history(self, request: Any, token: str) -> None:
-        """Put the history into a turn's `request` that its work item, which has this `token`, has left out.
+        """Complete a turn's `request` whose work item, which has this `token`, has not all of the history.
 
         Raises:
             grpc.aio.AioRpcError: The scheduler is away, or has given the turn to somebody else.
@@ -128,8 +132,7 @@ class Connection:
                 chunks = [chunk async for chunk in stream]
         finally:
             stream.cancel()
-        for chunk in chunks:
-            request.pastEvents.extend(chunk.events)
+        sdk.complete_history(request, (event for chunk in chunks for event in chunk.events))
 
     async def report(self, method: str, message: Any) -> bool:
         """Report what became of a work item, again and again until the scheduler has it.

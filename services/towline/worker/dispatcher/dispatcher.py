@@ -186,7 +186,8 @@ class Dispatcher:
         stream = connection.work_items(
             sdk.work_items_request(
                 self._worker, self._options.max_agent_turns, large_payloads=self._payloads.enabled
-            )
+            ),
+            keeps_orchestrations=self._options.keeper.replay != "always",
         )
         loop = asyncio.get_running_loop()
         self._last_message = loop.time()
@@ -250,7 +251,7 @@ class Dispatcher:
     async def _turn(self, request: Any, token: str, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
         worker, keeper = self._worker, self._keeper
-        if request.requiresHistoryStreaming:
+        if request.requiresHistoryStreaming and not keeper.goes_on(request):
             try:
                 await connection.fetch_history(request, token)
             except (grpc.aio.AioRpcError, TimeoutError) as error:

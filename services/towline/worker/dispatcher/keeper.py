@@ -13,9 +13,11 @@ import contextvars
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from towline.worker import sdk
+from towline.worker.errors import TurnAbandonedError
 from towline.worker.payloads import LOST
 from towline.worker.turn import Turn, active
 
@@ -79,8 +81,13 @@ class Keeper:
             request: The turn, its large payloads fetched.
             token: Completion token of the work item.
             check: Is shown the answer; what it raises of `LOST` fails the run.
+
+        Raises:
+            TurnAbandonedError: The request has not all of the history, and nothing is kept any more.
         """
         kept = self._take(request)
+        if kept is None and request.requiresHistoryStreaming:
+            raise TurnAbandonedError(f"{request.instanceId}: what was kept of it has gone meanwhile")
         self.turns["replayed" if kept is None else "kept"] += 1
         # All turns of one orchestration share its context variables: code that sets one before a wait and
         # resets it afterwards does so in one context, as it would if its turns were one.
@@ -101,6 +108,17 @@ class Keeper:
             carried.orchestration.variables = variables
             carried.orchestration.host_state = turn.run
         return carried
+
+    def goes_on(self, request: Any) -> bool:
+        """Whether the turn of `request`, which has not all of the history, can be carried out all the same.
+
+        If not, what is kept is let go: the history has to be fetched, for a replay.
+        """
+        kept = self._kept.get(request.instanceId)
+        if kept is not None and self._fits(kept.orchestration, request):
+            return True
+        self._let_go(request.instanceId)
+        return False
 
     def fail(self, turn: Turn, request: Any, token: str, error: Exception) -> sdk.Carried:
         """The turn can't be carried out, or not reported: the run fails with `error`."""
@@ -174,12 +192,22 @@ class Keeper:
         if kept is None:
             return None
         orchestration = kept.orchestration
-        if not orchestration.extended_by(request):
-            self.turns["stale"] += 1
-        elif not self._is_sample(orchestration.name):
+        # A request without all of the history has been through `goes_on`, and would be a sample once more.
+        fits = (
+            orchestration.extended_by
+            if request.requiresHistoryStreaming
+            else partial(self._fits, orchestration)
+        )
+        if fits(request):
             return orchestration
         _close(orchestration)
         return None
+
+    def _fits(self, orchestration: sdk.Orchestration, request: Any) -> bool:
+        if not orchestration.extended_by(request):
+            self.turns["stale"] += 1
+            return False
+        return not self._is_sample(orchestration.name)
 
     def _is_sample(self, name: str) -> bool:
         if self._options.replay == "never":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
 
 import durabletask.internal.orchestrator_service_pb2 as pb
 from durabletask.payload import helpers as payload_helpers
@@ -15,6 +15,9 @@ from google.protobuf import wrappers_pb2
 from towline.telemetry.spans import span_id_of
 
 _log = logging.getLogger(__name__)
+
+_HISTORY_LENGTH: Final = "towline.history.length"
+"""Property by which our scheduler says how long a history is that is not all in the request."""
 
 OrchestratorRequest = pb.OrchestratorRequest
 OrchestratorResponse = pb.OrchestratorResponse
@@ -27,6 +30,20 @@ def started_event(request: pb.OrchestratorRequest) -> pb.ExecutionStartedEvent |
             if event.HasField("executionStarted"):
                 return event.executionStarted
     return None
+
+
+def history_length(request: pb.OrchestratorRequest) -> int:
+    """How many events the history has, whether or not all of them are in the request."""
+    if request.requiresHistoryStreaming and _HISTORY_LENGTH in request.properties:
+        return int(request.properties[_HISTORY_LENGTH].number_value)
+    return len(request.pastEvents)
+
+
+def complete_history(request: pb.OrchestratorRequest, events: Iterable[pb.HistoryEvent]) -> None:
+    """Put all `events` of the history into a request that had only some."""
+    request.ClearField("pastEvents")
+    request.pastEvents.extend(events)
+    request.requiresHistoryStreaming = False
 
 
 def pin_trace(request: pb.OrchestratorRequest) -> None:

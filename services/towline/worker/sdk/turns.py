@@ -29,7 +29,7 @@ from durabletask.worker import VersionFailureStrategy, _OrchestrationExecutor, _
 from towline.worker.errors import WorkerError
 from towline.worker.sdk.execution import Answer, Worker
 from towline.worker.sdk.failures import failure_of
-from towline.worker.sdk.messages import started_event
+from towline.worker.sdk.messages import history_length, started_event
 from towline.worker.sdk.releases import release_context
 
 _log = logging.getLogger(__name__)
@@ -118,21 +118,25 @@ class Orchestration:
     def extended_by(self, request: pb.OrchestratorRequest) -> bool:
         """Whether the history of `request` is the known one, the confirmations of the last turn, and news.
 
+        Of a history that is not all there the events from the last turn on have to be.
+
         It isn't when another worker took a turn meanwhile, when the last turn was not accepted, after
         continue-as-new, restart and rewind, or with a scheduler that orders confirmations otherwise.
         """
         mark, past = self._mark, request.pastEvents
         if mark is None or self._closed or request.executionId.value != mark.execution_id:
             return False
-        end = len(past) - 1
+        end, missing = len(past) - 1, _missing(request)
         if (
-            end != mark.length + mark.actions
-            or past[mark.start] != mark.started
-            or past[mark.length - 1] != mark.last
+            mark.start < missing
+            or end + missing != mark.length + mark.actions
+            or past[mark.start - missing] != mark.started
+            or past[mark.length - 1 - missing] != mark.last
             or past[end].WhichOneof("eventType") != "orchestratorCompleted"
         ):
             return False
-        if any(past[at].WhichOneof("eventType") not in _CONFIRMATIONS for at in range(mark.length, end)):
+        confirmed = range(mark.length - missing, end)
+        if any(past[at].WhichOneof("eventType") not in _CONFIRMATIONS for at in confirmed):
             return False
         return not any(
             event.WhichOneof("eventType") in ("executionStarted", "executionRewound")
@@ -142,8 +146,8 @@ class Orchestration:
     def go_on(self, request: pb.OrchestratorRequest) -> None:
         """Process what the history has gained. Only if `extended_by` it."""
         assert self._mark is not None
-        past = request.pastEvents
-        self._process([past[at] for at in range(self._mark.length, len(past))], request.newEvents)
+        past, begin = request.pastEvents, self._mark.length - _missing(request)
+        self._process([past[at] for at in range(begin, len(past))], request.newEvents)
 
     def replay(self, request: pb.OrchestratorRequest) -> None:
         """Process the whole history."""
@@ -176,7 +180,7 @@ class Orchestration:
 
     def mark(self, request: pb.OrchestratorRequest, actions: int) -> None:
         """Note how far the history has been processed."""
-        start = len(request.pastEvents)
+        start = history_length(request)
         self.turn_count += 1
         self._mark = _Mark(
             execution_id=request.executionId.value,
@@ -371,6 +375,11 @@ def _parent_of(started: pb.ExecutionStartedEvent | None) -> pb.TraceContext | No
     if started is None or not started.HasField("parentTraceContext"):
         return None
     return started.parentTraceContext
+
+
+def _missing(request: pb.OrchestratorRequest) -> int:
+    """Events that the history has and the request has not: those between its first and its last turn."""
+    return history_length(request) - len(request.pastEvents)
 
 
 def _copy(event: pb.HistoryEvent) -> pb.HistoryEvent:
