@@ -28,7 +28,8 @@ def test_a_signal_costs_the_same_however_many_wait_before_it() -> None:
 
     few = signal_all(1_000)
     signal_all(30_000)
-    assert signal_all(1_000) < 10 * few + 0.05
+    # The least of three: a pass of the garbage collector is a tenth of a second.
+    assert min(signal_all(1_000) for _ in range(3)) < 10 * few + 0.05
 
 
 def test_a_lock_waits_at_its_place_and_what_is_before_it_may_run() -> None:
