@@ -42,6 +42,10 @@ class TurnAbandonedError(WorkerError):
     """A turn's results are not wanted any more: it was delivered again, or the host is stopping."""
 
 
+class HistoryMissingError(WorkerError):
+    """A turn came without its history, which can't be had just now: it goes out again."""
+
+
 class AgentTurnCancelledError(WorkerError):
     """The run was cancelled while this agent's model call was in flight."""
 

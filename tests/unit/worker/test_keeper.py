@@ -18,7 +18,7 @@ from towline.contracts.durable import DECISION_EVENT, RaisedCommand, RunEnvelope
 from towline.contracts.errors import PayloadMissingError, PayloadTooLargeError
 from towline.contracts.payloads import PayloadReference
 from towline.worker.dispatcher import Keeper, KeeperOptions
-from towline.worker.errors import TurnAbandonedError
+from towline.worker.errors import HistoryMissingError
 from towline.worker.turn import Turn
 
 LONG_AGO, NOW = 0.0, 1_000.0
@@ -155,7 +155,7 @@ def test_a_turn_without_its_history_is_given_up_if_what_was_kept_has_gone_meanwh
     assert keeper.goes_on(request)
     keeper.close()
 
-    with pytest.raises(TurnAbandonedError):
+    with pytest.raises(HistoryMissingError):
         keeper.carry_out(keeper._worker.begin_turn(request), request, "token")
 
 

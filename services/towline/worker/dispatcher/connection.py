@@ -14,6 +14,7 @@ import grpc.aio
 
 from towline.http2 import Calls, Keepalive
 from towline.worker import sdk
+from towline.worker.errors import HistoryMissingError
 
 _log = logging.getLogger(__name__)
 
@@ -113,8 +114,7 @@ class Connection:
         """Complete a turn's `request` whose work item, which has this `token`, has not all of the history.
 
         Raises:
-            grpc.aio.AioRpcError: The scheduler is away, or has given the turn to somebody else.
-            TimeoutError: It did not come in time.
+            HistoryMissingError: The scheduler is away, or has given the turn to somebody else.
         """
         wanted, metadata = sdk.history_request(request), (*self._metadata, (_COMPLETION_TOKEN, token))
         stream: Any = (
@@ -130,6 +130,10 @@ class Connection:
         try:
             async with asyncio.timeout(_HISTORY_TIMEOUT_S):
                 chunks = [chunk async for chunk in stream]
+        except grpc.aio.AioRpcError as error:
+            raise HistoryMissingError(f"{error.code().name}: {error.details()}") from error
+        except TimeoutError as error:
+            raise HistoryMissingError(f"no history within {_HISTORY_TIMEOUT_S:.0f} s") from error
         finally:
             stream.cancel()
         sdk.complete_history(request, (event for chunk in chunks for event in chunk.events))

@@ -22,9 +22,9 @@ from towline.worker.dispatcher.connection import Backoff, Connection
 from towline.worker.dispatcher.crossing import Crossing
 from towline.worker.dispatcher.greenlets import Waits, wait_in_greenlet
 from towline.worker.dispatcher.keeper import Keeper, KeeperOptions
-from towline.worker.errors import TurnAbandonedError
+from towline.worker.errors import HistoryMissingError, TurnAbandonedError
 from towline.worker.payloads import LOST, TURN_PATIENCE_S, ItemPayloads
-from towline.worker.turn import RaiseOn
+from towline.worker.turn import RaiseOn, Turn
 
 if TYPE_CHECKING:
     from towline.worker.outlet import Outlet
@@ -251,29 +251,19 @@ class Dispatcher:
     async def _turn(self, request: Any, token: str, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
         worker, keeper = self._worker, self._keeper
-        if request.requiresHistoryStreaming and not keeper.goes_on(request):
-            try:
-                await connection.fetch_history(request, token)
-            except (grpc.aio.AioRpcError, TimeoutError) as error:
-                _log.warning(
-                    "history_not_fetched", extra={"instance_id": request.instanceId, "error": repr(error)}
-                )
-                given_back = sdk.abandoned_turn(token)
-                await connection.report(given_back.method, given_back.message)
-                return
-        turn = worker.begin_turn(request)
-        began = loop.time()
         try:
-            await self._payloads.fetch(request, patience_s=TURN_PATIENCE_S)
-            began = loop.time()
-            carried = keeper.carry_out(turn, request, token, check=self._payloads.check)
-        except LOST as error:
-            carried = keeper.fail(turn, request, token, error)
+            if request.requiresHistoryStreaming and not keeper.goes_on(request):
+                await connection.fetch_history(request, token)
+            turn, carried, took_s = await self._carried_out(request, token)
+        except HistoryMissingError as error:
+            _log.warning("turn_given_back", extra={"instance_id": request.instanceId, "reason": str(error)})
+            given_back = sdk.abandoned_turn(token)
+            await connection.report(given_back.method, given_back.message)
+            return
         except TurnAbandonedError as abandoned:
             self._abandoned(request, abandoned)
             return
         answer = carried.answer
-        took_s = loop.time() - began
         if took_s > _SLOW_TURN_S:
             _log.warning(
                 "turn_slow",
@@ -307,6 +297,19 @@ class Dispatcher:
         finally:
             if not accepted:
                 keeper.drop(request.instanceId, carried)
+
+    async def _carried_out(self, request: Any, token: str) -> tuple[Turn, sdk.Carried, float]:
+        """The turn, what came of it, and how many seconds its code took."""
+        turn = self._worker.begin_turn(request)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            await self._payloads.fetch(request, patience_s=TURN_PATIENCE_S)
+            began = loop.time()
+            carried = self._keeper.carry_out(turn, request, token, check=self._payloads.check)
+        except LOST as error:
+            carried = self._keeper.fail(turn, request, token, error)
+        return turn, carried, loop.time() - began
 
     def _abandoned(self, request: Any, abandoned: TurnAbandonedError) -> None:
         _log.info("turn_abandoned", extra={"instance_id": request.instanceId, "reason": str(abandoned)})

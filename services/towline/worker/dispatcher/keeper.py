@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from towline.worker import sdk
-from towline.worker.errors import TurnAbandonedError
+from towline.worker.errors import HistoryMissingError
 from towline.worker.payloads import LOST
 from towline.worker.turn import Turn, active
 
@@ -83,11 +83,11 @@ class Keeper:
             check: Is shown the answer; what it raises of `LOST` fails the run.
 
         Raises:
-            TurnAbandonedError: The request has not all of the history, and nothing is kept any more.
+            HistoryMissingError: The request has not all of the history, and nothing is kept any more.
         """
         kept = self._take(request)
         if kept is None and request.requiresHistoryStreaming:
-            raise TurnAbandonedError(f"{request.instanceId}: what was kept of it has gone meanwhile")
+            raise HistoryMissingError(f"{request.instanceId}: what was kept of it has gone meanwhile")
         self.turns["replayed" if kept is None else "kept"] += 1
         # All turns of one orchestration share its context variables: code that sets one before a wait and
         # resets it afterwards does so in one context, as it would if its turns were one.
