@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 from typing import Final, Protocol
 
 from benchmarks.end_to_end import installed, report
@@ -131,16 +132,21 @@ async def up(startable: Startable) -> AsyncGenerator[None]:
 async def side_by_side(
     names: Sequence[str], workloads: Mapping[str, Workload], rounds: int, minutes: float
 ) -> Results:
-    """Each workload on each system in turn, `rounds` times; no workload is begun after `minutes`."""
+    """Each workload on each system in turn, `rounds` times; no workload is begun after `minutes`.
+
+    The order is drawn anew each time.
+    """
     ends_at = time.monotonic() + minutes * 60
     results = Results()
+    drawn = Random(1)
     async with running(names, results) as generators:
         for number in range(rounds):
             for key, workload in workloads.items():
                 if time.monotonic() > ends_at:
                     print(f"{key}: not begun: the time is over", flush=True)
                     continue
-                for generator in generators:
+                # The same neighbour before and after each, round by round, would be measured along with it.
+                for generator in drawn.sample(generators, len(generators)):
                     await _measure_if_able(generator, key, workload, _round(results, number), results)
     return results
 
