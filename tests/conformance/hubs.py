@@ -91,7 +91,11 @@ class Hub:
 
     def stub(self) -> TaskHubSidecarServiceStub:
         """The protocol itself, for what the stock client cannot ask."""
-        return TaskHubSidecarServiceStub(self._channel())
+        channel = self._channel()
+        # Beside other tests the server may take longer to take a connection than one is tried for here, and a
+        # call fails with the first try.
+        grpc.channel_ready_future(channel).result(timeout=10)
+        return TaskHubSidecarServiceStub(channel)
 
     def hand_worker(
         self,
