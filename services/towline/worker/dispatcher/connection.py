@@ -34,6 +34,8 @@ _HELLO_TIMEOUT_S: Final = 10.0
 _CALL_TIMEOUT_S: Final = 30.0
 _HISTORY_TIMEOUT_S: Final = 30.0
 """Half of a turn's lease."""
+_HISTORIES_AT_ONCE: Final = 4
+"""They may be large, and a worker that is back after a restart needs one for each long run."""
 _TOKEN_REFRESH_S: Final = 30.0
 REPORT_FOR_S: Final = 60.0
 """How long a completion is repeated; by then a turn's lease is over and it has been handed out again."""
@@ -80,6 +82,7 @@ class Connection:
         else:
             self._calls = Calls(*address, answer_bytes_max=_MESSAGE_BYTES_MAX, keepalive=_KEEPALIVE)
         self._metadata: tuple[tuple[str, str], ...] = ()
+        self._histories = asyncio.Semaphore(_HISTORIES_AT_ONCE)
         self._refresh: asyncio.Task[None] | None = None
         self._random = Random()  # noqa: S311 — jitter
         self._backoff = Backoff()
@@ -116,7 +119,12 @@ class Connection:
         Raises:
             HistoryMissingError: The scheduler is away, or has given the turn to somebody else.
         """
-        wanted, metadata = sdk.history_request(request), (*self._metadata, (_COMPLETION_TOKEN, token))
+        async with self._histories:
+            chunks = await self._history_chunks(sdk.history_request(request), token)
+        sdk.complete_history(request, (event for chunk in chunks for event in chunk.events))
+
+    async def _history_chunks(self, wanted: Any, token: str) -> list[Any]:
+        metadata = (*self._metadata, (_COMPLETION_TOKEN, token))
         stream: Any = (
             self._stub.StreamInstanceHistory(wanted, metadata=metadata)
             if self._calls is None
@@ -129,14 +137,13 @@ class Connection:
         )
         try:
             async with asyncio.timeout(_HISTORY_TIMEOUT_S):
-                chunks = [chunk async for chunk in stream]
+                return [chunk async for chunk in stream]
         except grpc.aio.AioRpcError as error:
             raise HistoryMissingError(f"{error.code().name}: {error.details()}") from error
         except TimeoutError as error:
             raise HistoryMissingError(f"no history within {_HISTORY_TIMEOUT_S:.0f} s") from error
         finally:
             stream.cancel()
-        sdk.complete_history(request, (event for chunk in chunks for event in chunk.events))
 
     async def report(self, method: str, message: Any) -> bool:
         """Report what became of a work item, again and again until the scheduler has it.

@@ -13,7 +13,6 @@ import contextvars
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from towline.worker import sdk
@@ -193,12 +192,8 @@ class Keeper:
             return None
         orchestration = kept.orchestration
         # A request without all of the history has been through `goes_on`, and would be a sample once more.
-        fits = (
-            orchestration.extended_by
-            if request.requiresHistoryStreaming
-            else partial(self._fits, orchestration)
-        )
-        if fits(request):
+        looked_at = request.requiresHistoryStreaming
+        if orchestration.extended_by(request) if looked_at else self._fits(orchestration, request):
             return orchestration
         _close(orchestration)
         return None
