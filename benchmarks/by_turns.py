@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Generator, Sequence
-from contextlib import AsyncExitStack, contextmanager, nullcontext
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -88,7 +88,7 @@ async def _measure(contenders: Sequence[_Contender], turns: int, burst: int) -> 
         at = await stack.enter_async_context(kafka())
         loads: dict[str, Load] = {}
         for each in contenders:
-            with nullcontext() if each.checkout is None else code_of(each.checkout):
+            with code_of(each.checkout):
                 stack_of_it = started(each.system, at, tag=f"{each.name}.", warm_up_runs=_WARM_UP)
                 loads[each.name] = await stack.enter_async_context(stack_of_it)
         before = {name: _cpu(generator) for name, generator in loads.items()}
@@ -137,10 +137,13 @@ def _cpu(generator: Load) -> dict[str, float]:
 
 
 @contextmanager
-def code_of(folder: Path) -> Generator[None]:
-    """Processes that are started meanwhile run the code in `folder`."""
+def code_of(checkout: Path | None) -> Generator[None]:
+    """Processes that are started meanwhile run the code of `checkout`; None: this one's."""
+    if checkout is None:
+        yield
+        return
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(str(folder / part) for part in ("services", "contracts"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(str(checkout / part) for part in ("services", "contracts"))
     try:
         yield
     finally:

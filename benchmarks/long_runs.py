@@ -14,7 +14,6 @@ import asyncio
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -62,7 +61,7 @@ async def _measure(counts: list[int], size: int, checkout: Path | None) -> None:
             roles=("bridge", "worker"),
             settings={"TOWLINE_LOG_LEVEL": "WARNING"},
         )
-        with nullcontext() if checkout is None else code_of(checkout):
+        with code_of(checkout):
             stack = Stack(plan)
             async with up(stack), TowlineClient(stack.kafka) as client:
                 pids = {part.name: part.pid for part in stack.parts if part.name in ("scheduler", "worker")}

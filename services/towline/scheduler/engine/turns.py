@@ -68,7 +68,7 @@ def begin(
     chunks = world.load_history(instance)
     history = _history_for(reader, limits, instance, chunks)
     whole = history is chunks
-    history_bytes = sum(map(len, history))
+    history_bytes = instance.history_bytes if whole else sum(map(len, history))
     room = limits.work_item_bytes - wire.ENVELOPE_BYTES - history_bytes - len(instance.id)
     size = len(new_events[0])
     last_seq = -1
